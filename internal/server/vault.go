@@ -1,0 +1,38 @@
+package server
+
+import (
+	"context"
+
+	"github.com/credproxy/credproxy/wire"
+)
+
+// Vault is what the server asks of the host's credentials. It has wire types only, so nothing that outlives a
+// sandbox can come through it.
+//
+// Methods return a *wire.Error where the protocol has a code for the failure (wire.CodeNotFound, …); any other error
+// is answered as wire.CodeInternal with a fixed text and logged on the host. Names are valid ([wire.ValidName]) and
+// within the scope when a method is called. All methods are called concurrently.
+type Vault interface {
+	// CachedToken and CachedAPIKey answer from memory or not at all: they never block and never touch a store.
+	CachedToken(provider, bucket string) (*wire.Token, bool)
+	CachedAPIKey(name string) (wire.APIKey, bool)
+
+	Token(ctx context.Context, provider, bucket string) (*wire.Token, error)
+	SaveToken(ctx context.Context, provider, bucket string, t *wire.Token) error
+	RemoveToken(ctx context.Context, provider, bucket string) error
+	Providers(ctx context.Context) ([]string, error)
+	Buckets(ctx context.Context, provider string) ([]string, error)
+
+	APIKey(ctx context.Context, name string) (wire.APIKey, error)
+	HasAPIKey(ctx context.Context, name string) (bool, error)
+	APIKeys(ctx context.Context) ([]string, error)
+}
+
+// Scope is what one sandbox may use. The server asks it for every request, before the vault, and asks Config.Scope
+// for the current one each time, so an edited profile applies to connections that exist already.
+type Scope interface {
+	AllowsOperation(op string) bool
+	AllowsProvider(provider string) bool // any bucket of it
+	AllowsBucket(provider, bucket string) bool
+	AllowsKey(name string) bool
+}
