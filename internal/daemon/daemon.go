@@ -1,0 +1,152 @@
+// Package daemon joins the vault, the server, the audit log and the socket into a running proxy. [Start] returns once
+// the socket listens; [Proxy.Close] ends everything it started.
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/credproxy/credproxy/internal/audit"
+	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/server"
+	"github.com/credproxy/credproxy/internal/socket"
+	"github.com/credproxy/credproxy/internal/vault"
+)
+
+// Options say what to start.
+type Options struct {
+	Config  *config.Config // as loaded; its file is watched for edits
+	Dirs    config.Dirs
+	Profile string // must be one of Config's
+
+	Capability []byte // what every handshake has to present; nil: nothing
+	AllowUIDs  []int  // UIDs that may connect beside our own
+
+	Passphrase func(ctx context.Context, confirm bool) (string, error) // see vault.Options
+	Logger     *slog.Logger
+}
+
+// Proxy is a running proxy.
+type Proxy struct {
+	socket  *socket.Listener
+	server  *server.Server
+	vault   *vault.Vault
+	audit   *audit.Log
+	log     *slog.Logger
+	profile string
+	scope   atomic.Pointer[config.Profile]
+
+	stop    context.CancelFunc // ends the watcher
+	workers sync.WaitGroup     // the watcher and the server
+	failed  chan error         // capacity 1: why the server ended by itself
+}
+
+// AuditPath is where the audit log of this user is.
+func AuditPath(d config.Dirs) string { return filepath.Join(d.State, "audit.log") }
+
+// Start opens the store, listens and serves. When it returns without an error the socket accepts connections.
+func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
+	profile, err := o.Config.Profile(o.Profile)
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{log: o.Logger, profile: o.Profile, failed: make(chan error, 1)}
+	p.scope.Store(profile)
+	// What has been opened is closed again, last first, when a later step fails.
+	var undo []func()
+	defer func() {
+		if err != nil {
+			for i := len(undo) - 1; i >= 0; i-- {
+				undo[i]()
+			}
+		}
+	}()
+
+	p.vault, err = vault.Open(ctx, vault.Options{Config: o.Config, Dirs: o.Dirs, Passphrase: o.Passphrase, Logger: o.Logger})
+	if err != nil {
+		return nil, fmt.Errorf("opening the credential store: %w", err)
+	}
+	undo = append(undo, func() { _ = p.vault.Close() })
+
+	if err := config.PrivateDir(o.Dirs.State); err != nil {
+		return nil, err
+	}
+	p.audit, err = audit.Open(AuditPath(o.Dirs), audit.Options{Logger: o.Logger})
+	if err != nil {
+		return nil, fmt.Errorf("opening the audit log: %w", err)
+	}
+	undo = append(undo, func() { _ = p.audit.Close(context.Background()) })
+
+	p.socket, err = socket.Listen()
+	if err != nil {
+		return nil, fmt.Errorf("listening: %w", err)
+	}
+	undo = append(undo, func() { _ = p.socket.Close() })
+
+	p.server = server.New(server.Config{
+		Vault:             p.vault,
+		Scope:             func() server.Scope { return p.scope.Load() },
+		Identify:          socket.Identify,
+		OwnUID:            os.Geteuid(),
+		AllowUIDs:         o.AllowUIDs,
+		Capability:        o.Capability,
+		RequestsPerSecond: o.Config.Limits.RequestsPerSecond,
+		Connections:       o.Config.Limits.Connections,
+		Audit:             p.audit,
+		Logger:            o.Logger,
+		Profile:           o.Profile,
+	})
+	watching, stop := context.WithCancel(context.Background())
+	p.stop = stop
+	p.workers.Go(func() { config.Watch(watching, o.Config.Path, o.Config, p.edited, p.broken) })
+	p.workers.Go(func() { p.failed <- p.server.Serve(p.socket) })
+	return p, nil
+}
+
+var _ net.Listener = (*socket.Listener)(nil)
+
+// Socket is the path that goes into LLXPRT_CREDENTIAL_SOCKET.
+func (p *Proxy) Socket() string { return p.socket.Path() }
+
+// Failed delivers the error that ended the server before Close.
+func (p *Proxy) Failed() <-chan error { return p.failed }
+
+// edited applies an edited configuration to connections that exist and to those to come. A profile that is gone allows
+// nothing: whoever removed it meant to take it away.
+func (p *Proxy) edited(c *config.Config) {
+	profile, err := c.Profile(p.profile)
+	if err != nil {
+		p.log.Warn("the profile of this proxy is no longer in the configuration: it allows nothing now", "profile", p.profile)
+		profile = &config.Profile{Name: p.profile}
+	}
+	p.scope.Store(profile)
+	p.vault.SetProviders(c)
+	p.log.Info("the configuration was edited: applied", "file", c.Path, "profile", p.profile)
+}
+
+func (p *Proxy) broken(err error) {
+	p.log.Error("the configuration was edited and cannot be used: the last good one stays in force", "error", err)
+}
+
+// Close stops accepting, gives requests in flight until ctx ends, and closes everything: connections, socket, audit
+// log (complete on disk), store. It waits for every goroutine that Start began.
+func (p *Proxy) Close(ctx context.Context) error {
+	p.stop()
+	err := p.server.Shutdown(ctx)
+	_ = p.socket.Close()
+	p.workers.Wait()
+	// Events of the last requests are on disk before the process ends, even if ctx is over.
+	if auditErr := p.audit.Close(context.WithoutCancel(ctx)); err == nil {
+		err = auditErr
+	}
+	if closeErr := p.vault.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}

@@ -1,0 +1,93 @@
+// Package provider knows how one OAuth 2.0 provider is spoken to: where its endpoints are, what an authorization
+// request looks like, and how a token request and its answer are encoded. [FromConfig] makes a [Provider] of a
+// described one; [Provider.AuthorizationURL], [Client.Exchange] and [Client.Revoke] are the requests.
+//
+// An answer's body never becomes part of an error: errors are made of this package's own words, the status code and the
+// registered OAuth error code (RFC 6749 section 5.2).
+package provider
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"golang.org/x/oauth2"
+
+	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	"github.com/credproxy/credproxy/internal/vault/internal/secret"
+)
+
+// Provider is one provider's endpoints and quirks.
+type Provider struct {
+	Name            string
+	Dialect         string
+	Flows           []string // in the order of preference
+	ClientID        string
+	ClientSecretKey string // the stored API key that holds the client secret; "" for a public client
+	AuthorizeURL    string
+	TokenURL        string
+	RevokeURL       string
+	RedirectURL     string // loopback; without a port any free one is used (RFC 8252 section 7.3)
+	Scopes          []string
+	Fields          []string // members of an answer that are kept and may go inside
+	JSONBody        bool     // token requests are JSON objects instead of forms
+	AuthorizeParams map[string]string
+}
+
+// defaultRedirect is used for providers that accept any loopback port and any path.
+const defaultRedirect = "http://127.0.0.1/callback"
+
+// FromConfig makes the provider that the configuration describes.
+func FromConfig(c *config.Provider) *Provider {
+	p := &Provider{
+		Name:            c.Name,
+		Dialect:         c.Dialect,
+		Flows:           c.Flows,
+		ClientID:        c.ClientID,
+		ClientSecretKey: c.ClientSecretKey,
+		AuthorizeURL:    c.AuthorizeURL,
+		TokenURL:        c.TokenURL,
+		RevokeURL:       c.RevokeURL,
+		RedirectURL:     c.RedirectURL,
+		Scopes:          c.Scopes,
+		Fields:          c.TokenFields,
+		JSONBody:        c.TokenEncoding == "json",
+		AuthorizeParams: c.AuthorizeParams,
+	}
+	if p.RedirectURL == "" {
+		p.RedirectURL = defaultRedirect
+	}
+	if p.Fields == nil {
+		p.Fields = grant.DefaultFields
+	}
+	return p
+}
+
+// AuthorizationURL is where the person's browser goes (RFC 6749 section 4.1.1, with the S256 challenge of RFC 7636
+// section 4.3). The verifier is in it only as its hash.
+func (p *Provider) AuthorizationURL(redirect, state string, verifier secret.String) (string, error) {
+	u, err := url.Parse(p.AuthorizeURL)
+	if err != nil {
+		return "", fmt.Errorf("provider %s: authorize_url is not a URL", p.Name)
+	}
+	q := u.Query()
+	for name, value := range p.AuthorizeParams {
+		q.Set(name, value)
+	}
+	q.Set("response_type", "code")
+	q.Set("client_id", p.ClientID)
+	q.Set("redirect_uri", redirect)
+	q.Set("state", state)
+	q.Set("code_challenge", oauth2.S256ChallengeFromVerifier(verifier.Reveal()))
+	q.Set("code_challenge_method", "S256")
+	if len(p.Scopes) > 0 {
+		q.Set("scope", strings.Join(p.Scopes, " "))
+	}
+	u.RawQuery = q.Encode()
+	return u.String(), nil
+}
+
+// keeps reports whether a member of an answer is kept in the grant.
+func (p *Provider) keeps(field string) bool { return slices.Contains(p.Fields, field) }

@@ -1,0 +1,181 @@
+// Package vault is the only door to the credentials on this machine. Its exported API speaks wire types and plain
+// values: a refresh token, a client secret or a verifier has no type that leaves the packages below it.
+//
+// [Open] opens the store that the configuration names. Methods that a sandbox may reach through a server come first
+// (tokens.go, keys.go); what only the person on the host may do, logging in and out and setting keys, is in login.go,
+// status.go and keys.go.
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	"github.com/credproxy/credproxy/internal/vault/internal/provider"
+	"github.com/credproxy/credproxy/internal/vault/internal/secret"
+	"github.com/credproxy/credproxy/internal/vault/internal/store"
+	"github.com/credproxy/credproxy/wire"
+)
+
+// Options say what to open.
+type Options struct {
+	Config *config.Config
+	Dirs   config.Dirs
+
+	// Passphrase returns the passphrase of a file store whose key is sealed with one; confirm is true when the key
+	// is being made, so that a typo must not lock it away. nil: nobody can be asked.
+	Passphrase func(ctx context.Context, confirm bool) (string, error)
+
+	Logger *slog.Logger // never nil
+}
+
+// Vault holds the open store and what has been decrypted of it. It is safe for concurrent use.
+type Vault struct {
+	store     store.Store
+	logins    *store.Cache[login]
+	keys      *store.Cache[wire.APIKey]
+	providers atomic.Pointer[map[string]*provider.Provider]
+	client    *provider.Client
+	log       *slog.Logger
+}
+
+// login is a stored login, decoded once: the grant, and what of it may go inside.
+type login struct {
+	grant *grant.Grant
+	token *wire.Token // nil when refused
+	err   error       // why token is nil
+}
+
+// Open opens the store. It reads no credential yet.
+func Open(ctx context.Context, o Options) (*Vault, error) {
+	s, err := store.Open(ctx, o.storeOptions())
+	if err != nil {
+		return nil, hostError(err)
+	}
+	return open(s, o.Config, o.Logger), nil
+}
+
+func open(s store.Store, c *config.Config, log *slog.Logger) *Vault {
+	v := &Vault{store: s, client: provider.NewClient(), log: log}
+	v.logins = store.NewCache(s, v.decodeLogin)
+	v.keys = store.NewCache(s, decodeKey)
+	v.SetProviders(c)
+	return v
+}
+
+// Close releases the store.
+func (v *Vault) Close() error {
+	v.client.Close()
+	return v.store.Close()
+}
+
+// StoreName is the name of the store in use: "keyring", "file" or "memory".
+func (v *Vault) StoreName() string { return v.store.Name() }
+
+// SetProviders replaces the descriptions of providers by those of an edited configuration. Tokens that are served from
+// now on have the fields that the new descriptions allow.
+func (v *Vault) SetProviders(c *config.Config) {
+	providers := make(map[string]*provider.Provider, len(c.Providers))
+	for name, described := range c.Providers {
+		providers[name] = provider.FromConfig(described)
+	}
+	v.providers.Store(&providers)
+	v.logins.Forget()
+}
+
+// provider returns the description of a configured provider.
+func (v *Vault) provider(name string) (*provider.Provider, bool) {
+	p, ok := (*v.providers.Load())[name]
+	return p, ok
+}
+
+// allowedFields are the members of a provider's answer that may go inside.
+func (v *Vault) allowedFields(name string) []string {
+	if p, ok := v.provider(name); ok {
+		return p.Fields
+	}
+	return grant.DefaultFields
+}
+
+func loginItem(providerName, bucket string) store.Item {
+	return store.Item{Service: store.ServiceLogins, Account: providerName + ":" + bucket}
+}
+
+func keyItem(name string) store.Item {
+	return store.Item{Service: store.ServiceKeys, Account: name}
+}
+
+// splitAccount is the reverse of loginItem. Accounts that no request can name, such as those that other programs keep
+// under the same service, are not ours.
+func splitAccount(account string) (providerName, bucket string, ok bool) {
+	providerName, bucket, ok = strings.Cut(account, ":")
+	return providerName, bucket, ok && wire.ValidName(providerName) && wire.ValidName(bucket)
+}
+
+func (v *Vault) decodeLogin(it store.Item, sealed secret.String) (login, error) {
+	g, err := grant.Parse(sealed)
+	if err != nil {
+		return login{}, fmt.Errorf("%s in the %s store: %w", it.Account, v.store.Name(), err)
+	}
+	providerName, _, _ := splitAccount(it.Account)
+	t, err := g.Wire(v.allowedFields(providerName))
+	return login{grant: g, token: t, err: err}, nil
+}
+
+func decodeKey(_ store.Item, sealed secret.String) (wire.APIKey, error) {
+	return wire.APIKey(sealed.Reveal()), nil
+}
+
+// underLock runs f with the item's lock, for read-merge-write. Nobody else, in this process or another, writes the item
+// meanwhile.
+func (v *Vault) underLock(ctx context.Context, it store.Item, f func() error) error {
+	unlock, err := v.store.Lock(ctx, it)
+	if err != nil {
+		return hostError(fmt.Errorf("waiting for the lock of %s: %w", it.Account, err))
+	}
+	defer unlock()
+	return f()
+}
+
+// failure is an error of the host with what may be said of it over a socket.
+type failure struct {
+	crossing *wire.Error
+	err      error
+}
+
+func (f *failure) Error() string   { return f.err.Error() }
+func (f *failure) Unwrap() []error { return []error{f.err, f.crossing} }
+
+// hostError gives an error of a store its code and its constant text for the socket. The error itself stays as it is
+// for the host.
+func hostError(err error) error {
+	var crossing *wire.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &crossing):
+		return err
+	case errors.Is(err, store.ErrNotFound):
+		crossing = wire.E(wire.CodeNotFound, "nothing is stored under this name")
+	case errors.Is(err, store.ErrLocked):
+		crossing = wire.E(wire.CodeInternal, "the keyring on the host is locked: unlock it there and try again")
+	case errors.Is(err, store.ErrUnavailable):
+		crossing = wire.E(wire.CodeInternal, "the credential store on the host does not answer")
+	case errors.Is(err, store.ErrDamaged), errors.Is(err, grant.ErrMalformed):
+		crossing = wire.E(wire.CodeInternal, "the stored credential is damaged: look at the host")
+	case errors.Is(err, context.DeadlineExceeded):
+		crossing = wire.E(wire.CodeInternal, "the credential store on the host did not answer in time")
+	default:
+		crossing = wire.E(wire.CodeInternal, "the credential store on the host failed: look at the host's log")
+	}
+	return &failure{crossing: crossing, err: err}
+}
+
+// now is the clock of expiry decisions.
+func now() int64 { return time.Now().Unix() }
