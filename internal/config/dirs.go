@@ -1,0 +1,99 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+)
+
+// Dirs are absolute paths of the directories that hold credproxy's own files. They need not exist yet; see PrivateDir.
+type Dirs struct {
+	Config string // config.toml
+	State  string // audit log, recovery files
+	Data   string // the file store
+}
+
+// Directories says where the files are: all under $CREDPROXY_HOME if that is set; else where the XDG Base Directory
+// Specification puts them, or on macOS under ~/Library/Application Support/credproxy.
+func Directories() (Dirs, error) { return directories(runtime.GOOS, os.Getenv) }
+
+// ConfigPath is the configuration file's absolute path: $CREDPROXY_CONFIG, else config.toml in Dirs.Config.
+func ConfigPath() (string, error) {
+	if path := os.Getenv("CREDPROXY_CONFIG"); path != "" {
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return "", fmt.Errorf("CREDPROXY_CONFIG: %w", err)
+		}
+		return abs, nil
+	}
+	dirs, err := Directories()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dirs.Config, "config.toml"), nil
+}
+
+func directories(goos string, getenv func(string) string) (Dirs, error) {
+	if home := getenv("CREDPROXY_HOME"); home != "" {
+		if !filepath.IsAbs(home) {
+			return Dirs{}, fmt.Errorf("CREDPROXY_HOME: %q is not an absolute path", home)
+		}
+		return Dirs{Config: filepath.Clean(home), State: filepath.Join(home, "state"), Data: filepath.Join(home, "data")}, nil
+	}
+	home := getenv("HOME")
+	under := func(rest string) (string, error) {
+		if !filepath.IsAbs(home) {
+			return "", errors.New("no home directory: set HOME or CREDPROXY_HOME to an absolute path")
+		}
+		return filepath.Join(home, rest, "credproxy"), nil
+	}
+	if goos == "darwin" {
+		base, err := under("Library/Application Support")
+		return Dirs{Config: base, State: filepath.Join(base, "state"), Data: filepath.Join(base, "data")}, err
+	}
+	var d Dirs
+	for _, e := range []struct {
+		dst            *string
+		variable, rest string
+	}{{&d.Config, "XDG_CONFIG_HOME", ".config"}, {&d.State, "XDG_STATE_HOME", ".local/state"}, {&d.Data, "XDG_DATA_HOME", ".local/share"}} {
+		// "All paths must be absolute. If an implementation encounters a relative path […] it should consider the path invalid
+		// and ignore it." (XDG Base Directory Specification)
+		if base := getenv(e.variable); filepath.IsAbs(base) {
+			*e.dst = filepath.Join(base, "credproxy")
+			continue
+		}
+		var err error
+		if *e.dst, err = under(e.rest); err != nil {
+			return Dirs{}, err
+		}
+	}
+	return d, nil
+}
+
+// PrivateDir makes the directory path, with its parents, for this user alone (0700). One that exists is left as it is, and refused
+// if it is a symbolic link, belongs to someone else, or lets others write: what is in it may not be ours then.
+func PrivateDir(path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return err // a PathError: names the path and the cause
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	fail := func(format string, args ...any) error {
+		return fmt.Errorf("directory %s: "+format, append([]any{path}, args...)...)
+	}
+	switch uid := int(info.Sys().(*syscall.Stat_t).Uid); {
+	case info.Mode()&fs.ModeSymlink != 0:
+		return fail("is a symbolic link; replace it with a directory")
+	case uid != os.Geteuid():
+		return fail("belongs to UID %d, not to this user; run: chown %d '%s'", uid, os.Geteuid(), path)
+	case info.Mode().Perm()&0o022 != 0:
+		return fail("can be written by other users (mode %04o); run: chmod 700 '%s'", info.Mode().Perm(), path)
+	}
+	return nil
+}
