@@ -1,6 +1,11 @@
 package wire
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+)
 
 // Handshake is the first frame of a connection, from client to server.
 type Handshake struct {
@@ -59,8 +64,20 @@ type Buckets []string
 // APIKeys is the data of list_api_keys.
 type APIKeys []string
 
-// APIKey is the data of get_api_key: the key itself. It formats as a placeholder.
+// APIKey is the data of get_api_key: the key itself. It prints, formats and logs as a placeholder and does not marshal;
+// string(k) is the key.
 type APIKey string
+
+const redactedKey = "wire.APIKey(redacted)"
+
+// String, GoString, Format and LogValue keep a key out of whatever prints an APIKey.
+func (APIKey) String() string             { return redactedKey }
+func (APIKey) GoString() string           { return redactedKey }
+func (APIKey) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(redactedKey)) }
+func (APIKey) LogValue() slog.Value       { return slog.StringValue(redactedKey) }
+
+// MarshalText fails: a key goes out through [AppendResponse] or string(k), never by being a part of something else.
+func (APIKey) MarshalText() ([]byte, error) { return nil, errors.New("an API key does not marshal") }
 
 // Exists is the data of has_api_key.
 type Exists bool
@@ -105,6 +122,6 @@ type Poll struct {
 type Response struct {
 	ID   string
 	OK   bool
-	Data json.RawMessage // with OK; decode with DecodeToken or json.Unmarshal into the data types
+	Data json.RawMessage // with OK: compact or not, checked; DecodeToken and the data types' UnmarshalJSON read it
 	Err  *Error          // without OK
 }

@@ -33,7 +33,7 @@ const (
 	MaxDepth   = 32   // levels of nested objects and arrays
 	MaxMembers = 1024 // members of one object
 	MaxNameLen = 64   // bytes of a provider, bucket or key name
-	MaxIDLen   = 256  // bytes of a request id
+	MaxIDLen   = 1024 // bytes of a request id
 )
 
 // MaxInFlight is the number of requests of one connection that may be unanswered; a server leaves further ones
@@ -104,7 +104,7 @@ type Error struct {
 	RetryAfter int // seconds; only with CodeRateLimited
 }
 
-// Errorf-free constructors keep messages constant; E is the usual one.
+// E returns an Error. It takes no format, so that a message stays made of known-safe parts.
 func E(code Code, message string) *Error { return &Error{Code: code, Message: message} }
 
 func (e *Error) Error() string {
@@ -115,6 +115,22 @@ func (e *Error) Error() string {
 		return e.Message + " (retry after " + strconv.Itoa(e.RetryAfter) + " s)"
 	}
 	return e.Message
+}
+
+// message is the text that crosses: never empty.
+func (e *Error) message() string {
+	if e.Message == "" {
+		return string(e.Code)
+	}
+	return e.Message
+}
+
+// ForVersion returns e as it may cross to a peer of version v: a code that came later becomes [CodeInternal].
+func (e *Error) ForVersion(v int) *Error {
+	if v < Version2 && (e.Code == CodeCancelled || e.Code == CodeResponseTooLarge) {
+		return E(CodeInternal, e.message())
+	}
+	return e
 }
 
 // Is reports whether target is an *Error with the same code, so that callers compare by code:

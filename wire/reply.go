@@ -1,0 +1,272 @@
+package wire
+
+import (
+	"bytes"
+	"math"
+	"slices"
+)
+
+// What a client decodes. It is as strict as what a server decodes, so that neither can be made to see something else
+// than the other.
+
+var (
+	replyNames    = []string{"v", "id", "op", "ok", "data", "code", "error", "retryAfter"}
+	acceptedNames = []string{"version"}
+)
+
+// The places of the members in replyNames.
+const (
+	replyV = iota
+	replyID
+	replyOp
+	replyOK
+	replyData
+	replyCode
+	replyError
+	replyRetryAfter
+	replyMembers
+)
+
+// DecodeHandshakeReply decodes a server's first frame. When the server refused, the error is an [*Error]; when the
+// frame is no answer to a handshake, a [*SyntaxError] or a [*RuleError].
+func DecodeHandshakeReply(payload []byte) (version int, err error) {
+	var m [replyMembers][]byte
+	if err := decodeObject(payload, replyNames, m[:]); err != nil {
+		return 0, err
+	}
+	switch string(m[replyOK]) {
+	case "false":
+		return 0, decodeFailure(m[:])
+	case "true":
+	default:
+		return 0, &RuleError{"ok must be true or false"}
+	}
+	if op, ok := text(m[replyOp]); !ok || string(op) != string(OpHandshake) {
+		return 0, &RuleError{"op must be handshake"}
+	}
+	var data [1][]byte
+	if err := decodeObject(m[replyData], acceptedNames, data[:]); err != nil {
+		return 0, err
+	}
+	v, ok := integer(m[replyV])
+	version, ok2 := integer(data[0])
+	if !ok || !ok2 || v != version || version < MinVersion || version > MaxVersion {
+		return 0, &RuleError{"the version is not one of those offered"}
+	}
+	return version, nil
+}
+
+// DecodeResponse decodes an answer on a connection that speaks version. Nothing of the result refers to payload. The
+// error is a [*SyntaxError] or a [*RuleError].
+func DecodeResponse(payload []byte, version int) (Response, error) {
+	var m [replyMembers][]byte
+	if err := decodeObject(payload, replyNames, m[:]); err != nil {
+		return Response{}, err
+	}
+	if v, ok := integer(m[replyV]); !ok || v != version {
+		return Response{}, &RuleError{"v must be the negotiated version"}
+	}
+	id, ok := text(m[replyID])
+	if !ok {
+		return Response{}, &RuleError{"id must be a string"}
+	}
+	r := Response{ID: string(id)}
+	switch string(m[replyOK]) {
+	case "true":
+		if data := m[replyData]; len(data) == 0 || data[0] != '{' {
+			return r, &RuleError{"data must be an object"}
+		}
+		r.OK, r.Data = true, bytes.Clone(m[replyData])
+	case "false":
+		r.Err = decodeFailure(m[:])
+	default:
+		return r, &RuleError{"ok must be true or false"}
+	}
+	return r, nil
+}
+
+var codes = []Code{
+	CodeNotFound, CodeInvalidRequest, CodeRateLimited, CodeUnauthorized, CodeInternal, CodeUnknownVersion,
+	CodeSessionNotFound, CodeSessionExpired, CodeSessionAlreadyUsed, CodeExchangeFailed, CodeProviderNotFound,
+	CodeCancelled, CodeResponseTooLarge,
+}
+
+// decodeFailure takes code, error and retryAfter. The set of codes is closed: another one becomes CodeInternal.
+func decodeFailure(m [][]byte) *Error {
+	code, _ := text(m[replyCode])
+	message, _ := text(m[replyError])
+	e := E(Code(code), string(message))
+	if !slices.Contains(codes, e.Code) {
+		e.Code = CodeInternal
+	}
+	if s, ok := number(m[replyRetryAfter]); ok && e.Code == CodeRateLimited && s > 0 {
+		e.RetryAfter = int(math.Ceil(min(s, math.MaxInt32)))
+	}
+	return e
+}
+
+// decodeStrings reads {"name": [string, …]}.
+func decodeStrings(raw []byte, name string) ([]string, error) {
+	var member [1][]byte
+	if err := decodeObject(raw, []string{name}, member[:]); err != nil {
+		return nil, err
+	}
+	wrong := &RuleError{name + " must be an array of strings"}
+	if len(member[0]) == 0 || member[0][0] != '[' {
+		return nil, wrong
+	}
+	var m scratch
+	s := newScanner(member[0], &m)
+	s.begin()
+	list := []string{}
+	for s.more() {
+		item, ok := text(s.value())
+		if !ok {
+			return nil, wrong
+		}
+		list = append(list, string(item))
+	}
+	return list, nil
+}
+
+// UnmarshalJSON decodes the data of list_providers.
+func (p *Providers) UnmarshalJSON(raw []byte) error {
+	list, err := decodeStrings(raw, "providers")
+	if err == nil {
+		*p = list
+	}
+	return err
+}
+
+// UnmarshalJSON decodes the data of list_buckets.
+func (b *Buckets) UnmarshalJSON(raw []byte) error {
+	list, err := decodeStrings(raw, "buckets")
+	if err == nil {
+		*b = list
+	}
+	return err
+}
+
+// UnmarshalJSON decodes the data of list_api_keys.
+func (k *APIKeys) UnmarshalJSON(raw []byte) error {
+	list, err := decodeStrings(raw, "keys")
+	if err == nil {
+		*k = list
+	}
+	return err
+}
+
+// UnmarshalJSON decodes the data of get_api_key.
+func (k *APIKey) UnmarshalJSON(raw []byte) error {
+	var m [1][]byte
+	if err := decodeObject(raw, []string{"key"}, m[:]); err != nil {
+		return err
+	}
+	key, ok := text(m[0])
+	if !ok {
+		return &RuleError{"key must be a string"}
+	}
+	*k = APIKey(key)
+	return nil
+}
+
+// UnmarshalJSON decodes the data of has_api_key.
+func (e *Exists) UnmarshalJSON(raw []byte) error {
+	var m [1][]byte
+	if err := decodeObject(raw, []string{"exists"}, m[:]); err != nil {
+		return err
+	}
+	*e = string(m[0]) == "true"
+	if !*e && string(m[0]) != "false" {
+		return &RuleError{"exists must be true or false"}
+	}
+	return nil
+}
+
+// UnmarshalJSON decodes the data of get_bucket_stats.
+func (b *BucketStats) UnmarshalJSON(raw []byte) error {
+	var m [3][]byte
+	if err := decodeObject(raw, []string{"bucket", "requestCount", "percentage"}, m[:]); err != nil {
+		return err
+	}
+	bucket, ok := text(m[0])
+	count, ok2 := integer(m[1])
+	percentage, ok3 := number(m[2])
+	if !ok || !ok2 || !ok3 {
+		return &RuleError{"bucket must be a string, requestCount and percentage numbers"}
+	}
+	*b = BucketStats{string(bucket), count, percentage}
+	return nil
+}
+
+// optionalText returns the content of raw when it is a string, and "" when the member is absent or null.
+func optionalText(raw []byte) (s string, ok bool) {
+	if raw == nil || raw[0] == 'n' {
+		return "", true
+	}
+	b, ok := text(raw)
+	return string(b), ok
+}
+
+// UnmarshalJSON decodes the data of oauth_initiate.
+func (s *Session) UnmarshalJSON(raw []byte) error {
+	var (
+		m    [6][]byte
+		flow string
+		d    Session
+	)
+	names := []string{"session_id", "flow_type", "auth_url", "verification_url", "user_code", "pollIntervalMs"}
+	if err := decodeObject(raw, names, m[:]); err != nil {
+		return err
+	}
+	for i, p := range []*string{&d.ID, &flow, &d.AuthURL, &d.VerificationURL, &d.UserCode} {
+		var ok bool
+		if *p, ok = optionalText(m[i]); !ok || i < 2 && *p == "" {
+			return &RuleError{names[i] + " must be a string"}
+		}
+	}
+	d.Flow = FlowType(flow)
+	if m[5] != nil {
+		var ok bool
+		if d.PollIntervalMS, ok = integer(m[5]); !ok || d.PollIntervalMS < 0 {
+			return &RuleError{"pollIntervalMs must be an integer"}
+		}
+	}
+	*s = d
+	return nil
+}
+
+// UnmarshalJSON decodes the data of oauth_poll.
+func (p *Poll) UnmarshalJSON(raw []byte) error {
+	var m [2][]byte
+	if err := decodeObject(raw, []string{"status", "pollIntervalMs"}, m[:]); err != nil {
+		return err
+	}
+	status, _ := text(m[0])
+	d := Poll{Status: PollStatus(status)}
+	switch d.Status {
+	case PollPending:
+		if m[1] != nil {
+			var ok bool
+			if d.PollIntervalMS, ok = integer(m[1]); !ok || d.PollIntervalMS < 0 {
+				return &RuleError{"pollIntervalMs must be an integer"}
+			}
+		}
+	case PollComplete:
+		t, err := decodeToken(raw, "status")
+		if err != nil {
+			return err
+		}
+		d.Token = t
+	case PollError:
+		var failure [replyMembers][]byte
+		if err := decodeObject(raw, replyNames, failure[:]); err != nil {
+			return err
+		}
+		d.Err = decodeFailure(failure[:])
+	default:
+		return &RuleError{"status must be pending, complete or error"}
+	}
+	*p = d
+	return nil
+}

@@ -1,0 +1,469 @@
+package wire
+
+import (
+	"bytes"
+	"slices"
+	"unicode/utf8"
+)
+
+// scanner walks JSON once, from front to back, and checks all of it: grammar, UTF-8, member names, duplicates, depth.
+// It keeps two kinds of fault apart. After a fault of syntax nothing more is read. After a broken rule it goes on, so
+// that the id of a bad request is found wherever it stands and so that what is reported as a broken rule is JSON.
+//
+// It is a loop, not a recursion: nesting costs one bit a level, and names are remembered for MaxDepth levels and
+// MaxMembers members only, so the memory it takes does not exceed a small multiple of its input.
+type scanner struct {
+	in  []byte
+	pos int
+
+	syntax string // the first fault of syntax, or ""
+	broken string // the first broken rule, or ""
+
+	name   []byte // the member that more has moved to, unescaped; nil in an array
+	quoted []byte // the same as it stands in the input, with its quotes
+
+	depth   int
+	objects []uint64        // a bit for each open level: is it an object?
+	fresh   bool            // the innermost level was just opened
+	names   [][]byte        // the names seen in all open objects
+	first   [MaxDepth]int32 // for each open level, where its names begin
+}
+
+// scratch is the memory that a scanner begins with, on its caller's stack.
+type scratch struct {
+	names   [16][]byte
+	objects [1]uint64
+}
+
+func newScanner(in []byte, m *scratch) scanner {
+	return scanner{in: in, names: m.names[:0], objects: m.objects[:]}
+}
+
+// err returns what was found wrong: syntax before rules, and of each the first.
+func (s *scanner) err() error {
+	switch {
+	case s.syntax != "":
+		return &SyntaxError{s.syntax}
+	case s.broken != "":
+		return &RuleError{s.broken}
+	}
+	return nil
+}
+
+func (s *scanner) fail(reason string) {
+	if s.syntax == "" {
+		s.syntax = reason
+	}
+	s.pos = len(s.in)
+}
+
+func (s *scanner) rule(reason string) {
+	if s.broken == "" {
+		s.broken = reason
+	}
+}
+
+// peek steps over white space and returns the next byte, 0 at the end.
+func (s *scanner) peek() byte {
+	for s.pos < len(s.in) {
+		switch c := s.in[s.pos]; c {
+		case ' ', '\t', '\n', '\r':
+			s.pos++
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// end checks that nothing but white space is left.
+func (s *scanner) end() {
+	s.peek()
+	if s.pos < len(s.in) {
+		s.fail("data after the value")
+	}
+}
+
+// object steps into the one object that the input must be.
+func (s *scanner) object() {
+	if s.peek() != '{' {
+		s.fail("not an object")
+		return
+	}
+	s.begin()
+}
+
+// begin steps into the object or array that stands here.
+func (s *scanner) begin() {
+	word, bit := s.depth/64, uint64(1)<<(s.depth%64)
+	if word == len(s.objects) {
+		s.objects = append(s.objects, 0)
+	}
+	if s.in[s.pos] == '{' {
+		s.objects[word] |= bit
+	} else {
+		s.objects[word] &^= bit
+	}
+	s.pos++
+	s.fresh = true
+	if s.depth < MaxDepth {
+		s.first[s.depth] = int32(len(s.names))
+	} else {
+		s.rule("nested deeper than 32 levels")
+	}
+	s.depth++
+}
+
+func (s *scanner) inObject() bool {
+	d := s.depth - 1
+	return s.objects[d/64]>>(d%64)&1 != 0
+}
+
+// more moves to the next value of the innermost object or array, past the member's name, and reports true; or it
+// steps out and reports false.
+func (s *scanner) more() bool {
+	if s.syntax != "" {
+		return false
+	}
+	object, fresh := s.inObject(), s.fresh
+	s.fresh = false
+	s.name, s.quoted = nil, nil
+	c := s.peek()
+	if object && c == '}' || !object && c == ']' {
+		s.pos++
+		s.leave(object)
+		return false
+	}
+	if !fresh {
+		if c != ',' {
+			s.fail("a comma or a closing bracket is missing")
+			return false
+		}
+		s.pos++
+		c = s.peek()
+	}
+	if !object {
+		return true
+	}
+	if c != '"' {
+		s.fail("a member's name is missing")
+		return false
+	}
+	start := s.pos
+	s.str()
+	if s.syntax != "" {
+		return false
+	}
+	s.quoted = s.in[start:s.pos]
+	s.name = unquote(s.quoted)
+	if s.peek() != ':' {
+		s.fail("a colon is missing")
+		return false
+	}
+	s.pos++
+	s.remember()
+	return true
+}
+
+// remember notes the member's name for the search for duplicates.
+func (s *scanner) remember() {
+	for _, c := range s.name {
+		if c < 0x20 || c >= 0x7f {
+			s.rule("a member's name has a control or non-ASCII character")
+			break
+		}
+	}
+	if s.depth > MaxDepth {
+		return
+	}
+	if len(s.names)-int(s.first[s.depth-1]) == MaxMembers {
+		s.rule("more than 1024 members in one object")
+		return
+	}
+	s.names = append(s.names, s.name)
+}
+
+func (s *scanner) leave(object bool) {
+	s.depth--
+	if !object || s.depth >= MaxDepth {
+		return
+	}
+	first := s.first[s.depth]
+	if duplicates(s.names[first:]) {
+		s.rule("a member's name occurs twice in one object")
+	}
+	s.names = s.names[:first]
+}
+
+// duplicates may reorder names.
+func duplicates(names [][]byte) bool {
+	if len(names) > 8 {
+		slices.SortFunc(names, bytes.Compare)
+		for i := 1; i < len(names); i++ {
+			if bytes.Equal(names[i-1], names[i]) {
+				return true
+			}
+		}
+		return false
+	}
+	for i, a := range names {
+		for _, b := range names[:i] {
+			if bytes.Equal(a, b) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// value steps over one value of any kind and returns it as it stands in the input.
+func (s *scanner) value() []byte {
+	c := s.peek()
+	start := s.pos
+	if c != '{' && c != '[' {
+		s.scalar()
+		return s.in[start:s.pos]
+	}
+	base := s.depth
+	for {
+		if c := s.peek(); c == '{' || c == '[' {
+			s.begin()
+		} else {
+			s.scalar()
+		}
+		for {
+			if s.syntax != "" {
+				return nil
+			}
+			if s.depth == base {
+				return s.in[start:s.pos]
+			}
+			if s.more() {
+				break
+			}
+		}
+	}
+}
+
+// prune is value, but appends the value to dst: without white space and without members that name a long-lived
+// secret.
+func (s *scanner) prune(dst []byte) []byte {
+	base := s.depth
+	for {
+		if c := s.peek(); c == '{' || c == '[' {
+			dst = append(dst, c)
+			s.begin()
+		} else {
+			start := s.pos
+			s.scalar()
+			dst = append(dst, s.in[start:s.pos]...)
+		}
+		for {
+			if s.syntax != "" || s.depth == base {
+				return dst
+			}
+			object := s.inObject()
+			more := s.more()
+			for more && object && LongLived(string(s.name)) {
+				s.value()
+				more = s.more()
+			}
+			if !more {
+				if object {
+					dst = append(dst, '}')
+				} else {
+					dst = append(dst, ']')
+				}
+				continue
+			}
+			// No scalar ends with an opening bracket, so one that stands last was opened just now.
+			if last := dst[len(dst)-1]; last != '{' && last != '[' {
+				dst = append(dst, ',')
+			}
+			if object {
+				dst = append(append(dst, s.quoted...), ':')
+			}
+			break
+		}
+	}
+}
+
+// scalar steps over the string, number or literal that must stand here.
+func (s *scanner) scalar() {
+	switch c := s.peek(); {
+	case c == '"':
+		s.str()
+	case c == '-' || isDigit(c):
+		s.number()
+	case c == 't':
+		s.literal("true")
+	case c == 'f':
+		s.literal("false")
+	case c == 'n':
+		s.literal("null")
+	default:
+		s.fail("a value is missing")
+	}
+}
+
+func (s *scanner) literal(word string) {
+	if !bytes.HasPrefix(s.in[s.pos:], []byte(word)) {
+		s.fail("an unknown literal")
+		return
+	}
+	s.pos += len(word)
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+// number steps over a number (RFC 8259, section 6).
+func (s *scanner) number() {
+	in, i := s.in, s.pos
+	digits := func() bool {
+		start := i
+		for i < len(in) && isDigit(in[i]) {
+			i++
+		}
+		return i > start
+	}
+	if in[i] == '-' {
+		i++
+	}
+	ok := true
+	if i < len(in) && in[i] == '0' {
+		i++
+	} else {
+		ok = digits()
+	}
+	if ok && i < len(in) && in[i] == '.' {
+		i++
+		ok = digits()
+	}
+	if ok && i < len(in) && in[i]|0x20 == 'e' {
+		i++
+		if i < len(in) && (in[i] == '+' || in[i] == '-') {
+			i++
+		}
+		ok = digits()
+	}
+	// Whatever stands right behind a number is refused by its container: 01, 1x.
+	if !ok {
+		s.fail("a malformed number")
+		return
+	}
+	s.pos = i
+}
+
+// str steps over a string. Surrogates must be paired and the bytes must be UTF-8.
+func (s *scanner) str() {
+	in, i := s.in, s.pos+1
+	start := i
+	ascii := true
+	for i < len(in) {
+		switch c := in[i]; {
+		case c == '"':
+			if !ascii && !utf8.Valid(in[start:i]) {
+				s.fail("not UTF-8")
+				return
+			}
+			s.pos = i + 1
+			return
+		case c == '\\':
+			n := escape(in[i:])
+			if n == 0 {
+				s.fail("a malformed escape")
+				return
+			}
+			i += n
+		case c < 0x20:
+			s.fail("a control character in a string")
+			return
+		default:
+			ascii = ascii && c < utf8.RuneSelf
+			i++
+		}
+	}
+	s.fail("a string does not end")
+}
+
+// escape returns the length of the escape sequence at the start of b, a surrogate pair being one; 0 if it is none.
+func escape(b []byte) int {
+	if len(b) < 2 {
+		return 0
+	}
+	switch b[1] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return 2
+	case 'u':
+		switch r := hex4(b); {
+		case r < 0 || isLow(r):
+			return 0
+		case isHigh(r):
+			if !isLow(hex4(b[6:])) {
+				return 0
+			}
+			return 12
+		}
+		return 6
+	}
+	return 0
+}
+
+func isHigh(r rune) bool { return 0xd800 <= r && r < 0xdc00 }
+func isLow(r rune) bool  { return 0xdc00 <= r && r < 0xe000 }
+
+// hex4 returns the code unit that b begins with in the form \uXXXX, or -1.
+func hex4(b []byte) rune {
+	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
+		return -1
+	}
+	var r rune
+	for _, c := range b[2:6] {
+		switch {
+		case isDigit(c):
+			c -= '0'
+		case 'a' <= c|0x20 && c|0x20 <= 'f':
+			c = c | 0x20 - 'a' + 10
+		default:
+			return -1
+		}
+		r = r<<4 | rune(c)
+	}
+	return r
+}
+
+// unquote returns the content of a string that the scanner has accepted. Without escapes it is a part of quoted.
+func unquote(quoted []byte) []byte {
+	body := quoted[1 : len(quoted)-1]
+	i := bytes.IndexByte(body, '\\')
+	if i < 0 {
+		return body
+	}
+	out := make([]byte, 0, len(body))
+	for ; i >= 0; i = bytes.IndexByte(body, '\\') {
+		out = append(out, body[:i]...)
+		n := escape(body[i:])
+		switch c := body[i+1]; c {
+		case 'b':
+			out = append(out, '\b')
+		case 'f':
+			out = append(out, '\f')
+		case 'n':
+			out = append(out, '\n')
+		case 'r':
+			out = append(out, '\r')
+		case 't':
+			out = append(out, '\t')
+		case 'u':
+			r := hex4(body[i:])
+			if n == 12 {
+				r = 0x10000 + (r-0xd800)<<10 + (hex4(body[i+6:]) - 0xdc00)
+			}
+			out = utf8.AppendRune(out, r)
+		default: // " \ /
+			out = append(out, c)
+		}
+		body = body[i+n:]
+	}
+	return append(out, body...)
+}
