@@ -44,7 +44,7 @@ func (s String) Reveal() string {
 // IsZero reports whether there is no secret.
 func (s String) IsZero() bool { return s.p == nil }
 
-// Equal compares in time that depends on neither content nor length.
+// Equal compares in time that does not depend on how much the two have in common.
 func (s String) Equal(t String) bool {
 	a, b := sha256.Sum256([]byte(s.Reveal())), sha256.Sum256([]byte(t.Reveal()))
 	return subtle.ConstantTimeCompare(a[:], b[:]) == 1

@@ -9,6 +9,10 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 )
@@ -24,6 +28,51 @@ const (
 type Item struct {
 	Service string
 	Account string
+}
+
+// String is "service/account" for messages, quoted if it has characters that could forge a line of a log.
+func (it Item) String() string {
+	name := it.Service + "/" + it.Account
+	for i := range len(name) {
+		if name[i] <= ' ' || name[i] > '~' {
+			return strconv.QuoteToASCII(name)
+		}
+	}
+	return name
+}
+
+// Limits that every store has, so that an item can move from any store to any other.
+const (
+	MaxName  = 1024    // bytes of a service or an account
+	MaxValue = 1 << 20 // bytes of a value
+)
+
+// CheckItem returns an error for a name that some store could not keep: empty, longer than [MaxName], not UTF-8, or
+// with a zero byte. Every method of every store begins with it.
+func CheckItem(it Item) error {
+	for _, name := range []string{it.Service, it.Account} {
+		switch {
+		case name == "":
+			return fmt.Errorf("item %s: a service and an account have at least one character", it)
+		case len(name) > MaxName:
+			return fmt.Errorf("item %.40q…: the name is longer than %d bytes", name, MaxName)
+		case !utf8.ValidString(name) || strings.ContainsRune(name, 0):
+			return fmt.Errorf("item %s: the name is not text in UTF-8", it)
+		}
+	}
+	return nil
+}
+
+// CheckValue returns an error for a value that no store keeps: an empty one, which could not be told from none, or one
+// longer than [MaxValue].
+func CheckValue(it Item, value secret.String) error {
+	switch n := len(value.Reveal()); {
+	case n == 0:
+		return fmt.Errorf("item %s: there is nothing to store in it", it)
+	case n > MaxValue:
+		return fmt.Errorf("item %s: a value of %d bytes is longer than %d", it, n, MaxValue)
+	}
+	return nil
 }
 
 // Errors of every store. They come wrapped with what was being done.
