@@ -2,7 +2,6 @@ package socket
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -33,7 +32,7 @@ func TestMain(m *testing.M) {
 func play(part string, args []string) error {
 	switch part {
 	case "listen": // prints its socket's path
-		l, err := Listen(context.Background())
+		l, err := Listen()
 		if err != nil {
 			return err
 		}
@@ -144,7 +143,7 @@ func tempDir(t *testing.T) string {
 
 func mustListen(t *testing.T) *Listener {
 	t.Helper()
-	l, err := Listen(t.Context())
+	l, err := Listen()
 	if err != nil {
 		t.Fatal(err)
 	}

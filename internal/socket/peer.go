@@ -9,7 +9,7 @@ import (
 // Peer is the process that opened a connection, as the kernel remembers it from the moment of connect. Only UID is
 // fit for a decision; the rest is for the audit record.
 type Peer struct {
-	UID uint32
+	UID int
 	PID int // 0 when the peer is in a PID namespace that this process cannot see, or where the system tells none
 
 	// Container is the 12-character short id of the peer's container, or "pidns:" and the inode of its PID namespace
@@ -26,7 +26,7 @@ var ErrForeignPeer = errors.New("peer refused")
 
 // Authorize refuses a peer whose UID is neither ownUID nor in extra. Root is no exception: a sandbox that runs as
 // root by accident should be noticed, and whoever is root on the host has no need of the socket.
-func Authorize(p Peer, ownUID uint32, extra []uint32) error {
+func Authorize(p Peer, ownUID int, extra []int) error {
 	if p.UID == ownUID || slices.Contains(extra, p.UID) {
 		return nil
 	}

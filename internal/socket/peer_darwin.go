@@ -34,5 +34,5 @@ func Identify(c net.Conn) (Peer, error) {
 	if err := errors.Join(cerr, err); err != nil {
 		return Peer{}, fmt.Errorf("peer credentials: %w", err)
 	}
-	return Peer{UID: cred.Uid, PID: pid}, nil
+	return Peer{UID: int(cred.Uid), PID: pid}, nil
 }

@@ -44,7 +44,7 @@ func Identify(c net.Conn) (Peer, error) {
 	if cred.Uid == ^uint32(0) { // what the kernel answers for sockets that have no peer credentials
 		return Peer{}, errors.New("peer credentials: not a Unix socket")
 	}
-	p := Peer{UID: cred.Uid, PID: int(cred.Pid)}
+	p := Peer{UID: int(cred.Uid), PID: int(cred.Pid)}
 	if p.PID > 0 {
 		p.Container = containerOf(p.PID, pidfd)
 	}

@@ -22,10 +22,10 @@ func TestIdentifySameUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.UID != uint32(os.Geteuid()) || got.PID != pid || pid != p.Process.Pid {
+	if got.UID != os.Geteuid() || got.PID != pid || pid != p.Process.Pid {
 		t.Errorf("got %+v, want UID %d and PID %d", got, os.Geteuid(), pid)
 	}
-	if err := Authorize(got, uint32(os.Geteuid()), nil); err != nil {
+	if err := Authorize(got, os.Geteuid(), nil); err != nil {
 		t.Errorf("our own UID: %v", err)
 	}
 }
@@ -54,7 +54,7 @@ func TestIdentifyAnotherUser(t *testing.T) {
 	if err := Authorize(got, 0, nil); !errors.Is(err, ErrForeignPeer) {
 		t.Errorf("another user was let in: %v", err)
 	}
-	if err := Authorize(got, 0, []uint32{7, otherUID}); err != nil {
+	if err := Authorize(got, 0, []int{7, otherUID}); err != nil {
 		t.Errorf("an allowed UID: %v", err)
 	}
 }
@@ -74,7 +74,7 @@ func TestAuthorizeRootIsNoException(t *testing.T) {
 	if err := Authorize(Peer{UID: 0}, 1000, nil); !errors.Is(err, ErrForeignPeer) {
 		t.Errorf("root against a server of UID 1000: %v, want ErrForeignPeer", err)
 	}
-	if err := Authorize(Peer{UID: 0}, 1000, []uint32{0}); err != nil {
+	if err := Authorize(Peer{UID: 0}, 1000, []int{0}); err != nil {
 		t.Errorf("root, allowed: %v", err)
 	}
 }
@@ -116,7 +116,7 @@ func TestIdentifyAfterThePeerIsGone(t *testing.T) {
 	c := accept(t, l)
 	p.end()
 	got, err := Identify(c)
-	if err != nil || got.PID != p.Process.Pid || got.UID != uint32(os.Geteuid()) {
+	if err != nil || got.PID != p.Process.Pid || got.UID != os.Geteuid() {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	if got.Container != "" {

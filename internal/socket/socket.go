@@ -10,7 +10,6 @@
 package socket
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -80,7 +79,7 @@ func (l *Listener) Close() error {
 // Listen creates the directory where it is missing, checks it, and listens on a new socket in it. There is no moment
 // at which another user could connect: the directory is 0700 before the socket is made, and the socket is made with
 // mode 0600. Nothing is created when the path would be too long for the system.
-func Listen(ctx context.Context) (*Listener, error) {
+func Listen() (*Listener, error) {
 	dir, err := Dir()
 	if err != nil {
 		return nil, err
@@ -98,7 +97,7 @@ func Listen(ctx context.Context) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	ln, err := bind(ctx, path)
+	ln, err := bind(path)
 	if err != nil {
 		_ = d.Close()
 		return nil, fmt.Errorf("listen on %s: %w", path, err)

@@ -17,7 +17,7 @@ const maxPath = 107
 
 // bind makes the socket with mode 0600 from its first moment: the kernel gives the new inode the mode of the
 // unbound socket, less the umask (unix_bind), so the mode is set there before bind.
-func bind(ctx context.Context, path string) (*net.UnixListener, error) {
+func bind(path string) (*net.UnixListener, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); cerr != nil {
@@ -25,7 +25,7 @@ func bind(ctx context.Context, path string) (*net.UnixListener, error) {
 		}
 		return err
 	}}
-	ln, err := lc.Listen(ctx, "unix", path)
+	ln, err := lc.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@
 package socket
 
 import (
-	"context"
 	"net"
 	"sync"
 
@@ -19,16 +18,12 @@ var umask sync.Mutex
 // bind makes the socket with mode 0600 from its first moment. These systems take the mode from the umask alone, which
 // belongs to the whole process: a file that another goroutine creates meanwhile can only come out narrower. The
 // directory, which is 0700, keeps others out in any case.
-func bind(ctx context.Context, path string) (*net.UnixListener, error) {
+func bind(path string) (*net.UnixListener, error) {
 	umask.Lock()
 	defer umask.Unlock()
 	old := unix.Umask(0o177)
 	defer unix.Umask(old)
-	ln, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	return ln.(*net.UnixListener), nil
+	return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 }
 
 func unmappedUID() int { return -1 }

@@ -133,7 +133,7 @@ func TestSquatting(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := mode(t, dir)
-			l, err := Listen(t.Context())
+			l, err := Listen()
 			if err == nil {
 				l.Close()
 				t.Fatal("accepted")
@@ -191,7 +191,7 @@ func TestParentDirectory(t *testing.T) {
 			if err := errors.Join(os.Chown(tmp, tt.uid, -1), os.Chmod(tmp, tt.mode)); err != nil {
 				t.Fatal(err)
 			}
-			l, err := Listen(t.Context())
+			l, err := Listen()
 			if err == nil {
 				l.Close()
 			}
@@ -220,7 +220,7 @@ func TestPathTooLong(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Setenv("TMPDIR", long)
-		l, err := Listen(t.Context())
+		l, err := Listen()
 		if tt.ok {
 			if err != nil {
 				t.Errorf("%d bytes: %v", maxPath+tt.over, err)
@@ -273,7 +273,7 @@ func TestModeWhileBinding(t *testing.T) {
 		}
 	})
 	for range 300 {
-		l, err := Listen(t.Context())
+		l, err := Listen()
 		if err != nil {
 			t.Error(err)
 			break
