@@ -1,0 +1,207 @@
+package protect
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const partVar = "CREDPROXY_PROTECT_TEST_PART"
+
+func TestMain(m *testing.M) {
+	var err error
+	switch part := os.Getenv(partVar); part {
+	case "":
+		os.Exit(m.Run())
+	case "hardened", "plain":
+		err = victim(part == "hardened")
+	case "pry":
+		err = pry(os.Args[1])
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// victim raises the core limit as far as it may, hardens itself or not, says so, and waits for its stdin to end.
+func victim(harden bool) error {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &lim); err != nil {
+		return err
+	}
+	lim.Cur = lim.Max
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &lim); err != nil {
+		return err
+	}
+	if harden {
+		if err := Harden(); err != nil {
+			return err
+		}
+	}
+	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil {
+		return err
+	}
+	fmt.Println("dumpable", dumpable)
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// pry plays a thief of the same user: it prints what it can open of the process.
+func pry(pid string) error {
+	for _, name := range []string{"mem", "environ", "maps", "auxv"} {
+		f, err := os.Open(filepath.Join("/proc", pid, name))
+		if err == nil {
+			// environ, maps and auxv check on read as well; mem needs an address, and opening it is the check.
+			if name != "mem" {
+				_, err = f.Read(make([]byte, 1))
+			}
+			_ = f.Close()
+		}
+		fmt.Println(name, verdict(err))
+	}
+	n, _ := strconv.Atoi(pid)
+	err := unix.PtraceSeize(n)
+	fmt.Println("ptrace", verdict(err))
+	return nil
+}
+
+func verdict(err error) string {
+	switch {
+	case err == nil:
+		return "open"
+	case errors.Is(err, os.ErrPermission):
+		return "closed"
+	}
+	return err.Error()
+}
+
+const aUser = 12345
+
+// start runs the test binary in a part as a user who is not root (root may read everything, and the test would show
+// nothing). As a user who is not root, it stays that user.
+func start(t *testing.T, dir, part string, args ...string) (*exec.Cmd, *bufio.Reader) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Dir = dir
+	cmd.Env = []string{partVar + "=" + part, "GOTRACEBACK=crash", "GORACE=atexit_sleep_ms=0"}
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: aUser, Gid: aUser}}
+	}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = stdin.Close()
+		_ = cmd.Wait()
+	})
+	return cmd, bufio.NewReader(stdout)
+}
+
+func line(t *testing.T, r *bufio.Reader) string {
+	t.Helper()
+	s, err := r.ReadString('\n')
+	if err != nil {
+		t.Fatalf("the child said nothing: %v", err)
+	}
+	return strings.TrimSpace(s)
+}
+
+func TestHarden(t *testing.T) {
+	cmd, out := start(t, "/", "hardened")
+	if got := line(t, out); got != "dumpable 0" {
+		t.Errorf("prctl says %q, want dumpable 0", got)
+	}
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
+		t.Errorf("the core limit is not 0 soft and hard:\n%s", limits)
+	}
+}
+
+func TestSameUserCannotLookInside(t *testing.T) {
+	for _, tt := range []struct{ part, want string }{
+		{"plain", "open"}, // or the test would show nothing
+		{"hardened", "closed"},
+	} {
+		cmd, out := start(t, "/", tt.part)
+		line(t, out)
+		_, thief := start(t, "/", "pry", strconv.Itoa(cmd.Process.Pid))
+		for _, what := range []string{"mem", "environ", "maps", "auxv", "ptrace"} {
+			got := line(t, thief)
+			if what == "ptrace" && tt.part == "plain" {
+				continue // Yama may forbid it in any case
+			}
+			if got != what+" "+tt.want {
+				t.Errorf("%s process: %s, want %s", tt.part, got, tt.want)
+			}
+		}
+	}
+}
+
+func TestNoCore(t *testing.T) {
+	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGSEGV, syscall.SIGQUIT, syscall.SIGABRT} {
+		for _, part := range []string{"plain", "hardened"} {
+			dir, err := os.MkdirTemp("/tmp", "core")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.RemoveAll(dir) })
+			if err := os.Chmod(dir, 0o777); err != nil {
+				t.Fatal(err)
+			}
+			cmd, out := start(t, dir, part)
+			line(t, out)
+			if err := cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			var exit *exec.ExitError
+			if err := cmd.Wait(); !errors.As(err, &exit) {
+				t.Fatalf("%v: the child did not die: %v", sig, err)
+			}
+			ws := exit.Sys().(syscall.WaitStatus)
+			if !ws.Signaled() {
+				t.Fatalf("%v: the child exited with %v; it should die of a signal as in a crash", sig, exit)
+			}
+			left, err := os.ReadDir(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch {
+			case part == "hardened" && (ws.CoreDump() || len(left) != 0):
+				t.Errorf("%v: core dumped: %v, files left: %v", sig, ws.CoreDump(), left)
+			case part == "plain" && !ws.CoreDump():
+				t.Logf("%v: without Harden there is no core either here (pattern %s); the limits are checked in TestHarden",
+					sig, bytes.TrimSpace(pattern))
+			}
+		}
+	}
+}
