@@ -94,5 +94,8 @@ func syncDir(open func() (*os.File, error)) error {
 		return err
 	}
 	defer func() { _ = d.Close() }()
-	return d.Sync()
+	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	return nil // or the file system has no sync of directories
 }

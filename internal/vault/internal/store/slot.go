@@ -1,0 +1,184 @@
+package store
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// known is what one check found. It does not change any more.
+type known[V any] struct {
+	value   V
+	err     error // "not stored", or why value cannot be decoded
+	failed  bool  // err says that the store did not answer: not to be remembered
+	version string
+	checked time.Time // when the check began: what it found is at least as new
+}
+
+func (k *known[V]) fresh(now time.Time) bool { return k != nil && now.Sub(k.checked) < freshFor }
+
+// A slot holds what is known of one thing in the store.
+//
+// last is read without mu and written with it. A check may store what it found only if gen still is what it was when the
+// check began: writes and forced checks count gen up, so what was read before a write cannot come back after it.
+type slot[V any] struct {
+	last atomic.Pointer[known[V]]
+	used atomic.Int64 // Unix milliseconds
+
+	mu     sync.Mutex
+	gen    uint64
+	flight *flight[V] // the check that a reader may wait for
+}
+
+// flight is one running check. found is set before done is closed.
+type flight[V any] struct {
+	done  chan struct{}
+	found *known[V]
+}
+
+// read returns what is known if it is fresh, and what a check finds otherwise: the one that is running, or with now a
+// new one.
+func (s *slot[V]) read(ctx context.Context, owner *checks, now bool, check func(context.Context, *known[V]) *known[V]) (none V, _ error) {
+	if err := ctx.Err(); err != nil {
+		return none, err
+	}
+	s.mu.Lock()
+	if last := s.last.Load(); !now && last.fresh(time.Now()) {
+		s.mu.Unlock()
+		return last.value, last.err
+	}
+	f := s.flight
+	if f == nil || now {
+		if now {
+			s.gen++
+		}
+		f = &flight[V]{done: make(chan struct{})}
+		gen := s.gen
+		if !owner.start(ctx, func(ctx context.Context) {
+			f.found = check(ctx, s.last.Load())
+			s.landed(f, gen)
+			close(f.done)
+		}) {
+			s.mu.Unlock()
+			return none, errClosed
+		}
+		s.flight = f
+	}
+	s.mu.Unlock()
+	select {
+	case <-f.done:
+		return f.found.value, f.found.err
+	case <-ctx.Done():
+		return none, ctx.Err()
+	}
+}
+
+func (s *slot[V]) landed(f *flight[V], gen uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.flight == f {
+		s.flight = nil
+	}
+	if s.gen == gen && !f.found.failed {
+		s.last.Store(f.found)
+	}
+}
+
+// begin says that a write starts; end, that it is over and left now, nil for "unknown". If another write, or a forced check,
+// began in between, nobody knows which value the store has, and the next read asks it. After end no reader joins a check
+// that began before.
+func (s *slot[V]) begin() (gen uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gen++
+	s.flight = nil
+	return s.gen
+}
+
+func (s *slot[V]) end(begun uint64, now *known[V]) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gen != begun {
+		now = nil
+	}
+	s.gen++
+	s.flight = nil
+	s.last.Store(now)
+}
+
+func (s *slot[V]) idle(now time.Time) bool {
+	limit := idleFor
+	if last := s.last.Load(); last == nil || last.err != nil {
+		limit = idleAbsent
+	}
+	return now.Sub(time.UnixMilli(s.used.Load())) > limit
+}
+
+// slots is a map of slots that drops the idle ones. The zero value is ready.
+type slots[K comparable, V any] struct {
+	mu sync.RWMutex // guards m; a slot is marked as used with mu held, so none is dropped between find and its use
+	m  map[K]*slot[V]
+}
+
+func (t *slots[K, V]) find(k K, now time.Time) *slot[V] {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	s := t.m[k]
+	if s != nil {
+		s.touch(now)
+	}
+	return s
+}
+
+func (t *slots[K, V]) get(k K) *slot[V] {
+	now := time.Now()
+	if s := t.find(k, now); s != nil {
+		return s
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.m[k]
+	if s == nil {
+		if t.m == nil {
+			t.m = make(map[K]*slot[V])
+		}
+		s = new(slot[V])
+		t.m[k] = s
+	}
+	s.touch(now)
+	return s
+}
+
+// touch marks the slot as used, about once a second: many readers of one item should not fight for its cache line.
+func (s *slot[V]) touch(now time.Time) {
+	if ms := now.UnixMilli(); ms-s.used.Load() >= 1000 {
+		s.used.Store(ms)
+	}
+}
+
+// sweep drops idle slots among the few that it looks at. A range over a map begins anywhere, so in time it finds all;
+// there is no timer, and no request pays for more than a few.
+func (t *slots[K, V]) sweep() {
+	now := time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	seen := 0
+	for k, s := range t.m {
+		if s.idle(now) {
+			delete(t.m, k)
+		}
+		if seen++; seen == sweepAtOnce {
+			return
+		}
+	}
+}
+
+// forget makes every slot unknown. Slots stay: a write may be on its way in one.
+func (t *slots[K, V]) forget() {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, s := range t.m {
+		s.end(0, nil)
+	}
+}
