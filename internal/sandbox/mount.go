@@ -1,0 +1,329 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Volume is something of the host's that is mounted inside.
+type Volume struct {
+	Source   string // an absolute path, or the name of a volume that the engine manages
+	Target   string // an absolute path inside
+	ReadOnly bool
+}
+
+// ParseVolume reads the value of --volume: SOURCE:TARGET or SOURCE:TARGET:ro. A source with a slash in it, or that begins
+// with a dot, is a path, taken from dir when it is relative; any other is the name of a volume that the engine manages.
+func ParseVolume(value, dir string) (Volume, error) {
+	what := "volume " + strconv.Quote(value)
+	parts := strings.Split(value, ":")
+	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" {
+		return Volume{}, refused(what, "not of the form SOURCE:TARGET[:ro]", "a path with a colon in it cannot be mounted")
+	}
+	v := Volume{Source: parts[0], Target: filepath.Clean(parts[1])}
+	if strings.Contains(v.Source, "/") || strings.HasPrefix(v.Source, ".") {
+		if !filepath.IsAbs(v.Source) {
+			v.Source = filepath.Join(dir, v.Source)
+		}
+		v.Source = filepath.Clean(v.Source)
+	} else if strings.ContainsAny(v.Source, ", \t\n\"") {
+		return Volume{}, refused(what, "not the name of a volume", "write ./ before a relative path")
+	}
+	if !filepath.IsAbs(parts[1]) || strings.ContainsRune(value, 0) {
+		return Volume{}, refused(what, "the target is not an absolute path", "")
+	}
+	if len(parts) == 3 {
+		for o := range strings.SplitSeq(parts[2], ",") {
+			switch o {
+			case "ro":
+				v.ReadOnly = true
+			case "rw", "z", "Z": // labels are not needed: see containerArgs
+			default:
+				return Volume{}, refused(what, "unknown option "+strconv.Quote(o), "there are ro and rw")
+			}
+		}
+	}
+	return v, nil
+}
+
+// guard decides what may be mounted. It compares files by identity, not by name: a bind mount or a case-insensitive file
+// system gives one directory two names.
+type guard struct {
+	home     string
+	dirs     []string // never visible, never replaceable
+	files    []string // at most readable, never replaceable
+	never    []string // never mounted, nor anything that holds them
+	inner    []string // where something of ours is mounted inside
+	warnings []string
+}
+
+const elsewhere = "run from a project directory of its own, or with --no-workdir"
+
+// mounts resolves the volumes, refuses those that would show or hand over what the guard protects, and adds the mounts that
+// cover it. The result is sorted so that a directory is mounted before what lies below it.
+func (g *guard) mounts(volumes []Volume) ([]mount, error) {
+	var out []mount
+	for _, v := range volumes {
+		m := mount{kind: bind, target: filepath.Clean(v.Target), readOnly: v.ReadOnly}
+		if err := g.target(v); err != nil {
+			return nil, err
+		}
+		if !filepath.IsAbs(v.Source) {
+			m.kind, m.source = named, v.Source
+			out = append(out, m)
+			continue
+		}
+		var err error
+		if m.source, err = filepath.EvalSymlinks(v.Source); err != nil {
+			return nil, fmt.Errorf("mount: %w", err)
+		}
+		if strings.ContainsAny(m.source+m.target, "\r\n") {
+			return nil, refused("mount "+strconv.Quote(m.source), "its name has more than one line", "")
+		}
+		out = append(out, m)
+		covers, err := g.source(m)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, covers...)
+	}
+	slices.SortStableFunc(out, func(a, b mount) int { return strings.Compare(a.target+"/", b.target+"/") })
+	for i := 1; i < len(out); i++ {
+		if out[i].target == out[i-1].target {
+			return nil, refused("mount "+out[i].target, "two things would be mounted there", "")
+		}
+	}
+	return out, nil
+}
+
+// target refuses a volume in the place of, or above, something that credproxy mounts itself: the engine would make an empty
+// file for the mount in the user's directory, or hide ours.
+func (g *guard) target(v Volume) error {
+	if v.Target == "/" {
+		return refused("mount "+v.Source, "it cannot take the place of /", "")
+	}
+	for i, ours := range g.inner {
+		same := filepath.Clean(v.Source) == filepath.Clean(v.Target) // then the socket's directory is covered by a mount of its own
+		if isBelow(ours, v.Target) && (i > 0 || !same) {
+			return refused("mount "+v.Target, "credproxy has to mount "+ours+" there", "choose another place inside")
+		}
+	}
+	return nil
+}
+
+// isBelow compares cleaned paths by name.
+func isBelow(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// source checks one bind mount and returns the mounts that cover what is protected in it.
+func (g *guard) source(m mount) ([]mount, error) {
+	what := "mount " + m.source
+	root, err := os.Stat(m.source)
+	if err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	if m.source == "/" {
+		return nil, refused(what, "it is the whole host", elsewhere)
+	}
+	type protected struct {
+		path string
+		kind byte // 'd'irectory, 'f'ile, 'h'ome: what lies in it may be mounted, itself not
+		walk []entry
+	}
+	var all []protected
+	add := func(kind byte, paths ...string) error {
+		for _, p := range paths {
+			if p == "" || p == "/" {
+				continue
+			}
+			walk, err := walkPath(p)
+			if err != nil {
+				return fmt.Errorf("mount: %w", err)
+			}
+			all = append(all, protected{p, kind, walk})
+		}
+		return nil
+	}
+	if err := errors.Join(add('h', g.home), add('d', g.dirs...), add('f', g.files...)); err != nil {
+		return nil, err
+	}
+
+	// First what can be covered: what lies directly in the mount. Inside, a mount point can be neither renamed nor removed.
+	var covers []mount
+	covered := map[string]bool{} // resolved paths on the host
+	for _, p := range all {
+		if info, err := os.Stat(p.path); err == nil {
+			if p.kind == 'h' && os.SameFile(info, root) {
+				return nil, refused(what, "it is your home directory", elsewhere)
+			}
+			if p.kind != 'h' && contains(info, m.source) {
+				return nil, refused(what, "it belongs to credproxy ("+p.path+")", elsewhere)
+			}
+		}
+		last := p.walk[len(p.walk)-1]
+		name := filepath.Join(last.dir, last.name)
+		if !last.object || !sameDir(root, last.dir) || covered[name] {
+			continue
+		}
+		cover := mount{kind: tmpfs, target: filepath.Join(m.target, last.name)}
+		if p.kind == 'f' {
+			if _, err := os.Stat(name); err != nil {
+				return nil, refused(what, p.path+" does not exist, and the sandbox could create it", "create it, or keep it outside of what is mounted")
+			}
+			cover = mount{kind: bind, source: name, target: cover.target, readOnly: true}
+			if !m.readOnly {
+				g.warnings = append(g.warnings, name+" lies in a directory that the sandbox can write, and is read-only there only until it is replaced: do not edit it while the sandbox runs, or keep it elsewhere")
+			}
+		} else if err := os.MkdirAll(name, 0o700); err != nil {
+			return nil, fmt.Errorf("mount: %w", err)
+		}
+		covered[name] = true
+		covers = append(covers, cover)
+	}
+	isCovered := func(path string) bool {
+		for c := range covered {
+			if isBelow(path, c) {
+				return true
+			}
+		}
+		return false
+	}
+
+	// Then the rest. The sandbox could rename any directory, and any symlink, that lies on the way to it, and put another in
+	// its place.
+	for _, p := range all {
+		for _, e := range p.walk {
+			if contains(root, e.dir) && !isCovered(filepath.Join(e.dir, e.name)) {
+				return nil, refused(what, p.path+" lies deeper in it, where the sandbox could replace it", elsewhere)
+			}
+		}
+	}
+	for _, p := range g.never {
+		info, err := os.Stat(p)
+		if err != nil {
+			continue
+		}
+		resolved, err := filepath.EvalSymlinks(p)
+		if contains(info, m.source) || err != nil || contains(root, p) && !isCovered(resolved) {
+			return nil, refused(what, p+" would be reachable, and through it the host", elsewhere)
+		}
+	}
+	return covers, nil
+}
+
+// entry is a name that is looked up in a directory on the way to a path.
+type entry struct {
+	dir    string // resolved
+	name   string
+	object bool // it is what the path means, or would be made as: not a symlink, not a directory on the way
+}
+
+// walkPath returns every name that is looked up when path is opened, symlinks included. The last is the object itself, or
+// the first that does not exist.
+func walkPath(path string) ([]entry, error) {
+	if !filepath.IsAbs(path) {
+		return nil, fmt.Errorf("%s: not an absolute path", path)
+	}
+	var out []entry
+	dir, rest := "/", strings.Split(filepath.Clean(path), "/")[1:]
+	for links := 0; len(rest) > 0; {
+		name := rest[0]
+		rest = rest[1:]
+		if name == "" || name == "." {
+			continue
+		}
+		if name == ".." {
+			dir = filepath.Dir(dir)
+			continue
+		}
+		full := filepath.Join(dir, name)
+		info, err := os.Lstat(full)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return append(out, entry{dir, name, len(rest) == 0}), nil
+		case err != nil:
+			return nil, err
+		case info.Mode()&fs.ModeSymlink != 0:
+			if links++; links > 40 {
+				return nil, fmt.Errorf("%s: too many symbolic links", path)
+			}
+			target, err := os.Readlink(full)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, entry{dir, name, false})
+			rest = append(strings.Split(target, "/"), rest...)
+			if filepath.IsAbs(target) {
+				dir = "/"
+			}
+		default:
+			out = append(out, entry{dir, name, len(rest) == 0})
+			dir = full
+		}
+	}
+	if len(out) == 0 {
+		out = []entry{{"/", ".", true}}
+	}
+	return out, nil
+}
+
+func sameDir(info fs.FileInfo, dir string) bool {
+	other, err := os.Stat(dir)
+	return err == nil && os.SameFile(info, other)
+}
+
+// contains reports whether path, once resolved, is dir or lies below it.
+func contains(dir fs.FileInfo, path string) bool {
+	resolved, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		resolved = filepath.Clean(path)
+	}
+	for {
+		if sameDir(dir, resolved) {
+			return true
+		}
+		if resolved == "/" || resolved == "." {
+			return false
+		}
+		resolved = filepath.Dir(resolved)
+	}
+}
+
+// neverMounted lists what a sandbox could reach the rest of the host through: the kernel's views of other processes, and the
+// sockets of container engines, session managers and keyrings.
+func neverMounted(uid int, home string, environ []string) []string {
+	list := []string{
+		"/proc", "/sys", "/dev", "/run/docker.sock", "/run/containerd", "/run/podman", "/run/systemd/private",
+	}
+	runtime := []string{"/run/user/" + strconv.Itoa(uid)}
+	if dir, ok := lookup(environ, "XDG_RUNTIME_DIR"); ok && filepath.IsAbs(dir) {
+		runtime = append(runtime, dir)
+	}
+	for _, dir := range runtime {
+		for _, name := range []string{"bus", "dbus-1", "keyring", "systemd", "podman", "docker.sock", "containerd"} {
+			list = append(list, filepath.Join(dir, name))
+		}
+	}
+	if home != "" {
+		list = append(list, filepath.Join(home, ".local/share/keyrings"), filepath.Join(home, "Library/Keychains"))
+	}
+	for _, name := range []string{"DBUS_SESSION_BUS_ADDRESS", "DOCKER_HOST", "CONTAINER_HOST"} {
+		value, _ := lookup(environ, name)
+		for address := range strings.SplitSeq(value, ";") {
+			for option := range strings.SplitSeq(strings.TrimPrefix(address, "unix:"), ",") {
+				path := strings.TrimPrefix(option, "path=")
+				if strings.HasPrefix(address, "unix:") && strings.HasPrefix(path, "/") {
+					list = append(list, filepath.Clean(path))
+				}
+			}
+		}
+	}
+	return list
+}

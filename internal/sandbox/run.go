@@ -1,0 +1,359 @@
+package sandbox
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// Stdio is what the command reads and writes. It is handed on as it is: nothing of the input is read by this process, so
+// what the command does not read is left for the next.
+type Stdio struct{ In, Out, Err *os.File }
+
+// Run runs the command and returns its exit status: its own, 128 plus the number of the signal that ended it, or
+// ExitEngine, ExitCannotRun, ExitNotFound. An error comes with ExitEngine.
+//
+// While it runs, SIGINT, SIGTERM, SIGHUP and SIGQUIT are handed to the command, whatever else the caller does with them; ctx
+// is a further way to say SIGTERM, so it should not be one that these signals end. After SIGTERM or SIGHUP, or SIGINT where
+// nobody sits at a terminal, the command has Spec.Grace to end before it is killed.
+//
+// If this process is killed, bwrap and all that runs in it die with it. A container's client then gets SIGTERM and hands it
+// on; what does not end by that is removed by the next Sweep.
+func (s *Sandbox) Run(ctx context.Context, stdio Stdio) (int, error) {
+	p := s.plan
+	p.terminal = isTerminal(stdio.In) && isTerminal(stdio.Out)
+	p.stdin = stdio.In != nil
+	if isTerminal(stdio.In) && !foreground() {
+		// In the background, reading a terminal would stop us, and so would setting its mode.
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			return ExitEngine, err
+		}
+		defer null.Close()
+		stdio.In, p.terminal, p.stdin = null, false, false
+	}
+	r := run{sandbox: s, plan: p, stdio: stdio}
+	return r.run(ctx)
+}
+
+// run is one Run. Its fields belong to the goroutine of Run, except where said.
+type run struct {
+	sandbox *Sandbox
+	plan    plan
+	stdio   Stdio
+	proc    *process
+
+	// of bwrap; set by the goroutine that reads its status, read after ready or statusDone is closed
+	init       handle
+	initPID    int
+	exit       *int
+	ready      chan struct{}
+	statusDone chan struct{}
+}
+
+func (r *run) run(ctx context.Context) (int, error) {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	defer signal.Stop(signals)
+
+	if r.plan.engine.Kind == Bwrap {
+		return r.bwrap(ctx, signals)
+	}
+	return r.container(ctx, signals)
+}
+
+func (r *run) container(ctx context.Context, signals <-chan os.Signal) (status int, err error) {
+	s := r.sandbox
+	var rec *record
+	if s.runDir != "" {
+		if rec, err = keep(s.runDir, s.host, s.engine.Kind, r.plan.name); err != nil {
+			return ExitEngine, err
+		}
+		defer func() { rec.close() }()
+	}
+	args := dockerArgs(r.plan)
+	if s.engine.Kind == Podman {
+		args = podmanArgs(r.plan)
+	}
+	cmd := r.command(args, r.stdio)
+	cmd.Env = s.host.engineEnv()
+	environment, file := splitEnv(r.plan.env)
+	for _, v := range environment {
+		cmd.Env = append(cmd.Env, v.Name+"="+v.Value)
+	}
+	if file != "" {
+		f, err := memoryFile([]byte(file))
+		if err != nil {
+			return ExitEngine, err
+		}
+		defer f.Close()
+		cmd.ExtraFiles = []*os.File{f}
+	}
+	if r.proc, err = start(cmd, syscall.SIGTERM, false); err != nil {
+		return ExitEngine, fmt.Errorf("%s: %w", s.engine.Kind, err)
+	}
+	// With a terminal the client takes every key as it comes, so a signal that we get was sent by somebody. Without one, but
+	// in the foreground of one, the client gets Ctrl-C from the terminal, as we do.
+	r.supervise(ctx, signals, !r.plan.terminal && foreground(), r.signalContainer, func() {
+		_, _ = s.host.remove(context.WithoutCancel(ctx), s.engine, r.plan.name)
+	})
+	// The client may have ended without the container, and --rm works in the background. A client that died early may even
+	// have asked for a container that is still to come: then the record stays for the next Sweep.
+	status = exitStatus(r.proc.err)
+	existed, err := s.host.remove(context.WithoutCancel(ctx), s.engine, r.plan.name)
+	if rec != nil && err == nil && (existed || !signaled(r.proc.err)) {
+		rec.remove()
+	}
+	return status, nil
+}
+
+// signalContainer hands a signal to the command. The client would not do it when there is a terminal.
+func (r *run) signalContainer(ctx context.Context, sig syscall.Signal) {
+	s := r.sandbox
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if _, err := s.host.output(ctx, s.engine.Path, "kill", fmt.Sprintf("--signal=%d", sig), r.plan.name); err != nil {
+		_ = r.proc.Signal(sig) // it is not running yet, or no more
+	}
+}
+
+func (r *run) bwrap(ctx context.Context, signals <-chan os.Signal) (int, error) {
+	err := r.startBwrap(r.plan.command, r.stdio)
+	if err != nil {
+		return ExitEngine, fmt.Errorf("bwrap: %w", err)
+	}
+	// In a session of its own the command gets nothing from the terminal.
+	r.supervise(ctx, signals, r.plan.terminal && foreground(), r.signalBwrapped, func() { _ = r.proc.Kill() })
+	<-r.statusDone
+	if r.init >= 0 {
+		r.init.wait(5000) // all processes of the namespace are gone when its init is
+		r.init.close()
+	}
+	if r.exit != nil {
+		return *r.exit, nil
+	}
+	status := exitStatus(r.proc.err)
+	if status > exitSignalShift {
+		return status, nil
+	}
+	// bwrap has said why on stderr. Whether it was the command or the sandbox shows when another command is tried.
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return ExitEngine, nil
+	}
+	defer null.Close()
+	again := run{sandbox: r.sandbox, plan: r.plan}
+	again.plan.terminal = false
+	if again.startBwrap([]string{bwrapBinary, "version"}, Stdio{null, null, null}) != nil {
+		return ExitEngine, nil
+	}
+	again.supervise(ctx, nil, false, again.signalBwrapped, func() { _ = again.proc.Kill() })
+	<-again.statusDone
+	if again.init >= 0 {
+		again.init.close()
+	}
+	if again.exit == nil {
+		return ExitEngine, nil
+	}
+	return r.unrunnable(), nil
+}
+
+// startBwrap starts bwrap and one goroutine, which reads what bwrap tells and ends (statusDone) when bwrap does.
+func (r *run) startBwrap(command []string, stdio Stdio) error {
+	cmd := r.command(append([]string{"--args", fmt.Sprint(bwrapArgsFD), "--"}, command...), stdio)
+	cmd.Env = []string{} // bwrap's own; the command's is in the arguments
+	args, err := memoryFile([]byte(strings.Join(bwrapArgs(r.plan), "\x00") + "\x00"))
+	if err != nil {
+		return err
+	}
+	defer args.Close()
+	statusR, statusW, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer statusW.Close()
+	cmd.ExtraFiles = []*os.File{args, statusW}
+	if len(r.plan.engine.filter) > 0 {
+		filter, err := memoryFile(r.plan.engine.filter)
+		if err != nil {
+			statusR.Close()
+			return err
+		}
+		defer filter.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, filter)
+	}
+	if r.proc, err = start(cmd, syscall.SIGKILL, !r.plan.engine.setuid); err != nil {
+		statusR.Close()
+		return err
+	}
+	r.init, r.ready, r.statusDone = -1, make(chan struct{}), make(chan struct{})
+	go r.readStatus(statusR)
+	return nil
+}
+
+func (r *run) readStatus(status *os.File) {
+	defer close(r.statusDone)
+	defer status.Close()
+	ready := sync.OnceFunc(func() { close(r.ready) })
+	defer ready()
+	lines := bufio.NewScanner(status)
+	for lines.Scan() {
+		var message struct {
+			Child *int `json:"child-pid"`
+			Exit  *int `json:"exit-code"`
+		}
+		if json.Unmarshal(lines.Bytes(), &message) != nil {
+			continue
+		}
+		if message.Child != nil {
+			if h, err := openHandle(*message.Child); err == nil {
+				r.init, r.initPID = h, *message.Child
+			}
+			ready()
+		}
+		if message.Exit != nil {
+			r.exit = message.Exit
+		}
+	}
+}
+
+// signalBwrapped hands a signal to the command itself: bwrap would die of it and take the command along.
+func (r *run) signalBwrapped(_ context.Context, sig syscall.Signal) {
+	<-r.ready
+	if r.init < 0 {
+		return
+	}
+	if child, err := openChild(r.init, r.initPID); err == nil {
+		_ = child.signal(sig)
+		child.close()
+	}
+}
+
+// supervise hands signals on until the process has ended, and kills it when it does not end after a request to. fromTerminal
+// says that the terminal itself delivers SIGINT and SIGQUIT.
+func (r *run) supervise(ctx context.Context, signals <-chan os.Signal, fromTerminal bool, forward func(context.Context, syscall.Signal), kill func()) {
+	interactive := false
+	for _, f := range []*os.File{r.stdio.In, r.stdio.Out, r.stdio.Err} {
+		interactive = interactive || isTerminal(f)
+	}
+	detached := context.WithoutCancel(ctx)
+	cancelled := ctx.Done()
+	var grace <-chan time.Time
+	var tries int
+	for {
+		var sig syscall.Signal
+		select {
+		case <-r.proc.done:
+			return
+		case s := <-signals:
+			sig = s.(syscall.Signal)
+		case <-cancelled:
+			cancelled, sig = nil, syscall.SIGTERM
+		case <-grace:
+			if tries++; tries > 1 {
+				_ = r.proc.Kill()
+			}
+			kill()
+			grace = time.After(5 * time.Second)
+			continue
+		}
+		if fromTerminal && (sig == syscall.SIGINT || sig == syscall.SIGQUIT) {
+			continue
+		}
+		stop := sig == syscall.SIGTERM || sig == syscall.SIGHUP || sig == syscall.SIGINT && !interactive
+		if stop && grace == nil {
+			grace = time.After(r.sandbox.grace)
+		}
+		forward(detached, sig)
+	}
+}
+
+func isTerminal(f *os.File) bool { return f != nil && term.IsTerminal(int(f.Fd())) }
+
+func (r *run) command(args []string, stdio Stdio) *exec.Cmd {
+	cmd := exec.Command(r.plan.engine.Path, args...)
+	cmd.Dir = "/"
+	// Files, not readers: exec hands them down and starts no goroutine that copies.
+	if stdio.In != nil {
+		cmd.Stdin = stdio.In
+	}
+	if stdio.Out != nil {
+		cmd.Stdout = stdio.Out
+	}
+	if stdio.Err != nil {
+		cmd.Stderr = stdio.Err
+	}
+	return cmd
+}
+
+// exitStatus is what a shell would make of the way a process ended.
+func exitStatus(err error) int {
+	if err == nil {
+		return 0
+	}
+	e, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		return ExitEngine
+	}
+	if signaled(err) {
+		return exitSignalShift + int(e.Sys().(syscall.WaitStatus).Signal())
+	}
+	return e.ExitCode()
+}
+
+func signaled(err error) bool {
+	e, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		return false
+	}
+	ws, ok := e.Sys().(syscall.WaitStatus)
+	return ok && ws.Signaled()
+}
+
+// unrunnable tells a command that is there from one that is not, as the shell does: ExitCannotRun or ExitNotFound.
+func (r *run) unrunnable() int {
+	name := r.plan.command[0]
+	candidates := []string{name}
+	if !strings.Contains(name, "/") {
+		candidates = nil
+		path, _ := lookup(envStrings(r.plan.env), "PATH")
+		for _, dir := range filepath.SplitList(path) {
+			candidates = append(candidates, filepath.Join(dir, name))
+		}
+	} else if !filepath.IsAbs(name) {
+		candidates = []string{filepath.Join(r.plan.workdir, name)}
+	}
+	for _, c := range candidates {
+		visible := false
+		for _, m := range r.plan.mounts {
+			visible = visible || m.kind == bind && m.source == m.target && isBelow(c, m.target)
+		}
+		for _, d := range r.plan.system {
+			visible = visible || isBelow(c, d.path)
+		}
+		if info, err := os.Stat(c); visible && err == nil && (info.IsDir() || info.Mode()&0o111 == 0) {
+			return ExitCannotRun
+		}
+	}
+	return ExitNotFound
+}
+
+func envStrings(vars []EnvVar) []string {
+	var out []string
+	for _, v := range vars {
+		out = append(out, v.Name+"="+v.Value)
+	}
+	return out
+}
