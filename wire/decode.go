@@ -67,8 +67,7 @@ func (s *scanner) members(known []string, raw [][]byte, other func()) {
 
 // decodeObject reads payload, which must be one object.
 func decodeObject(payload []byte, known []string, raw [][]byte) error {
-	var m scratch
-	s := newScanner(payload, &m)
+	s := scanner{in: payload}
 	s.members(known, raw, nil)
 	s.end()
 	return s.err()
@@ -187,14 +186,13 @@ var shapes = func() map[string]shape {
 // protocol; with a RuleError, ID is set when the request had a valid one, so that it can be answered.
 func DecodeRequest(payload []byte, version int) (Request, error) {
 	var (
-		m         scratch
 		frame     [frameMembers][]byte
 		field     [fields][]byte
 		miscased  fieldSet // members of the payload that have the name of a field but for its case
 		ids       int
 		isPayload bool
 	)
-	s := newScanner(payload, &m)
+	s := scanner{in: payload}
 	s.object()
 	for s.more() {
 		i, exact := s.lookup(frameNames)
@@ -384,8 +382,7 @@ func DecodeHandshake(payload []byte) (Handshake, error) {
 // Prune checks one JSON value as strictly as everything else here and returns it compact, without the members that
 // name a long-lived secret ([LongLived]), at any depth. The error is a [*SyntaxError] or a [*RuleError].
 func Prune(value json.RawMessage) (json.RawMessage, error) {
-	var m scratch
-	s := newScanner(value, &m)
+	s := scanner{in: value}
 	out := s.prune(make([]byte, 0, len(value)))
 	s.end()
 	if err := s.err(); err != nil {
@@ -408,11 +405,10 @@ func DecodeToken(raw []byte) (*Token, error) { return decodeToken(raw, "") }
 // decodeToken ignores the member named except.
 func decodeToken(raw []byte, except string) (*Token, error) {
 	var (
-		m      scratch
 		member [4][]byte
 		t      Token
 	)
-	s := newScanner(raw, &m)
+	s := scanner{in: raw}
 	s.members(tokenNames, member[:], func() {
 		if name := string(s.name); name == except || LongLived(name) {
 			s.value()

@@ -115,8 +115,7 @@ func decodeStrings(raw []byte, name string) ([]string, error) {
 	if len(member[0]) == 0 || member[0][0] != '[' {
 		return nil, wrong
 	}
-	var m scratch
-	s := newScanner(member[0], &m)
+	s := scanner{in: member[0]}
 	s.begin()
 	list := []string{}
 	for s.more() {

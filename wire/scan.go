@@ -23,20 +23,16 @@ type scanner struct {
 	quoted []byte // the same as it stands in the input, with its quotes
 
 	depth   int
-	objects []uint64        // a bit for each open level: is it an object?
 	fresh   bool            // the innermost level was just opened
-	names   [][]byte        // the names seen in all open objects
+	shallow uint64          // a bit for each of the first 64 open levels: is it an object?
+	deep    []uint64        // the same for the further ones
 	first   [MaxDepth]int32 // for each open level, where its names begin
-}
 
-// scratch is the memory that a scanner begins with, on its caller's stack.
-type scratch struct {
-	names   [16][]byte
-	objects [1]uint64
-}
-
-func newScanner(in []byte, m *scratch) scanner {
-	return scanner{in: in, names: m.names[:0], objects: m.objects[:]}
+	// The names seen in all open objects. The first ones stand in the scanner itself: together with a caller that keeps
+	// the scanner on its stack, that spares an allocation.
+	count int
+	few   [16][]byte
+	many  [][]byte // all of them, when there were ever more than fit into few
 }
 
 // err returns what was found wrong: syntax before rules, and of each the first.
@@ -93,30 +89,38 @@ func (s *scanner) object() {
 	s.begin()
 }
 
+// kind returns the place of the bit that says what level d is.
+func (s *scanner) kind(d int) (word *uint64, bit uint64) {
+	if d < 64 {
+		return &s.shallow, 1 << d
+	}
+	return &s.deep[d/64-1], 1 << (d % 64)
+}
+
 // begin steps into the object or array that stands here.
 func (s *scanner) begin() {
-	word, bit := s.depth/64, uint64(1)<<(s.depth%64)
-	if word == len(s.objects) {
-		s.objects = append(s.objects, 0)
+	d := s.depth
+	s.depth++
+	if d >= 64 && d/64 > len(s.deep) {
+		s.deep = append(s.deep, 0)
 	}
+	word, bit := s.kind(d)
+	*word &^= bit
 	if s.in[s.pos] == '{' {
-		s.objects[word] |= bit
-	} else {
-		s.objects[word] &^= bit
+		*word |= bit
 	}
 	s.pos++
 	s.fresh = true
-	if s.depth < MaxDepth {
-		s.first[s.depth] = int32(len(s.names))
-	} else {
+	if d >= MaxDepth {
 		s.rule("nested deeper than 32 levels")
+		return
 	}
-	s.depth++
+	s.first[d] = int32(s.count)
 }
 
 func (s *scanner) inObject() bool {
-	d := s.depth - 1
-	return s.objects[d/64]>>(d%64)&1 != 0
+	word, bit := s.kind(s.depth - 1)
+	return *word&bit != 0
 }
 
 // more moves to the next value of the innermost object or array, past the member's name, and reports true; or it
@@ -176,11 +180,19 @@ func (s *scanner) remember() {
 	if s.depth > MaxDepth {
 		return
 	}
-	if len(s.names)-int(s.first[s.depth-1]) == MaxMembers {
+	if s.count-int(s.first[s.depth-1]) == MaxMembers {
 		s.rule("more than 1024 members in one object")
 		return
 	}
-	s.names = append(s.names, s.name)
+	if s.many == nil && s.count < len(s.few) {
+		s.few[s.count] = s.name
+	} else {
+		if s.many == nil {
+			s.many = append(s.many, s.few[:]...)
+		}
+		s.many = append(s.many[:s.count], s.name)
+	}
+	s.count++
 }
 
 func (s *scanner) leave(object bool) {
@@ -188,11 +200,15 @@ func (s *scanner) leave(object bool) {
 	if !object || s.depth >= MaxDepth {
 		return
 	}
-	first := s.first[s.depth]
-	if duplicates(s.names[first:]) {
+	names := s.many
+	if names == nil {
+		names = s.few[:]
+	}
+	first := int(s.first[s.depth])
+	if duplicates(names[first:s.count]) {
 		s.rule("a member's name occurs twice in one object")
 	}
-	s.names = s.names[:first]
+	s.count = first
 }
 
 // duplicates may reorder names.
@@ -354,12 +370,24 @@ func (s *scanner) number() {
 	s.pos = i
 }
 
+// plain has the bytes that stand for themselves in a string and need no further check.
+var plain = func() (t [256]bool) {
+	for c := 0x20; c < utf8.RuneSelf; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
+
 // str steps over a string. Surrogates must be paired and the bytes must be UTF-8.
 func (s *scanner) str() {
 	in, i := s.in, s.pos+1
 	start := i
 	ascii := true
 	for i < len(in) {
+		if plain[in[i]] {
+			i++
+			continue
+		}
 		switch c := in[i]; {
 		case c == '"':
 			if !ascii && !utf8.Valid(in[start:i]) {
@@ -379,7 +407,7 @@ func (s *scanner) str() {
 			s.fail("a control character in a string")
 			return
 		default:
-			ascii = ascii && c < utf8.RuneSelf
+			ascii = false
 			i++
 		}
 	}
