@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +68,34 @@ func TestEventHasNoRoomForSecrets(t *testing.T) {
 		if line := string(appendEvent(nil, &e, 1)); strings.Contains(line, secret[:12]) {
 			t.Errorf("%q is in %s", secret, line)
 		}
+	}
+}
+
+// The page's table has the fields, in the order in which they stand in a line.
+func TestDocumentedFields(t *testing.T) {
+	page, err := os.ReadFile("../../docs/audit-log.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var documented []string
+	for row := range strings.Lines(string(page)) {
+		if cells := strings.Split(row, "`"); strings.HasPrefix(row, "| `") {
+			documented = append(documented, cells[1])
+		}
+	}
+	var written []string
+	dec := json.NewDecoder(bytes.NewReader(appendEvent(nil, &fullEvent, 1)))
+	for i := 0; dec.More() || i == 0; i++ {
+		token, err := dec.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name, ok := token.(string); ok && i%2 == 1 {
+			written = append(written, name)
+		}
+	}
+	if !slices.Equal(documented, written) {
+		t.Errorf("documented %q, written %q", documented, written)
 	}
 }
 

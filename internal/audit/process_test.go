@@ -38,7 +38,7 @@ func childWriter(args []string) error {
 // Several proxies write to one log and rotate it all the time: every event is there once, in the order of its process, on a line of
 // its own, and no file is larger than allowed.
 func TestProcesses(t *testing.T) {
-	const processes, n, limit, batch = 4, 5000, 40 << 10, 12 << 10
+	const processes, n, limit, batch = 4, 5000, 40 << 10, 16 << 10
 	path := filepath.Join(t.TempDir(), "audit.log")
 	var running []*exec.Cmd
 	for range processes {

@@ -107,6 +107,27 @@ func TestLoadFull(t *testing.T) {
 	}
 }
 
+// The page shows a file with every key; it must be one that is taken.
+func TestDocumentedFile(t *testing.T) {
+	page, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(page), "```toml\n")
+	text, _, found := strings.Cut(text, "```")
+	if !found {
+		t.Fatal("no TOML in the page")
+	}
+	load(t, text)
+	for _, keys := range [][]string{topKeys, fileStoreKeys, limitKeys, profileKeys, providerKeys} {
+		for _, key := range keys {
+			if !strings.Contains(text, key) {
+				t.Errorf("%s is not in the page's file", key)
+			}
+		}
+	}
+}
+
 func TestDefaults(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "no", "config.toml")
 	for name, path := range map[string]string{"missing": missing, "empty": write(t, ""), "byte order mark": write(t, "\ufeff# none\r\n")} {
