@@ -11,23 +11,29 @@ import (
 	"syscall"
 )
 
-// Open opens the directory path for access below it. If it does not exist, it is made with its parents, mode 0700. One that is a
-// symbolic link, belongs to another user, or has any permission for others is refused.
-func Open(path string) (*os.Root, error) {
+// Open opens the directory path for access below it. One that is a symbolic link, belongs to another user, or has any
+// permission for others is refused. One that does not exist is made with its parents, mode 0700, or without create is
+// fs.ErrNotExist.
+func Open(path string, create bool) (*os.Root, error) {
 	root, err := open(path, path, os.Lstat, os.OpenRoot)
-	if !errors.Is(err, fs.ErrNotExist) {
+	if !create || !errors.Is(err, fs.ErrNotExist) {
 		return root, err
 	}
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, err
 	}
-	if err := syncDir(func() (*os.File, error) { return os.Open(filepath.Dir(path)) }); err != nil {
+	parent, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = parent.Close() }()
+	if err := Sync(parent); err != nil {
 		return nil, err
 	}
 	return open(path, path, os.Lstat, os.OpenRoot)
 }
 
-// Sub opens the directory name in root like Open. Without create, one that is not there is fs.ErrNotExist.
+// Sub opens the directory name in root like Open.
 func Sub(root *os.Root, name string, create bool) (*os.Root, error) {
 	shown := filepath.Join(root.Name(), name)
 	sub, err := open(name, shown, root.Lstat, root.OpenRoot)
@@ -37,7 +43,7 @@ func Sub(root *os.Root, name string, create bool) (*os.Root, error) {
 	if err := root.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	if err := syncDir(func() (*os.File, error) { return root.Open(".") }); err != nil {
+	if err := Sync(root); err != nil {
 		return nil, err
 	}
 	return open(name, shown, root.Lstat, root.OpenRoot)
@@ -87,9 +93,9 @@ func check(shown string, info fs.FileInfo) error {
 	return nil
 }
 
-// syncDir makes a new directory entry durable.
-func syncDir(open func() (*os.File, error)) error {
-	d, err := open()
+// Sync makes durable what was made, renamed or removed in root.
+func Sync(root *os.Root) error {
+	d, err := root.Open(".")
 	if err != nil {
 		return err
 	}

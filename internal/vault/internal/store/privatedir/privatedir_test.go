@@ -14,7 +14,10 @@ import (
 
 func TestOpenMakesPrivateDirectories(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a", "b")
-	root, err := privatedir.Open(path)
+	if _, err := privatedir.Open(path, false); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Open without create: %v", err)
+	}
+	root, err := privatedir.Open(path, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +78,7 @@ func TestRefused(t *testing.T) {
 			tt.make(t, path)
 			before, _ := os.Lstat(path)
 
-			root, err := privatedir.Open(path)
+			root, err := privatedir.Open(path, true)
 			if err == nil {
 				_ = root.Close()
 				t.Fatal("Open took it")
@@ -103,7 +106,7 @@ func TestOpenTogether(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
-			root, err := privatedir.Open(path)
+			root, err := privatedir.Open(path, true)
 			if err != nil {
 				t.Error(err)
 				return

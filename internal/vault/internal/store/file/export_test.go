@@ -1,0 +1,4 @@
+package file
+
+// SetWorkFactor makes sealing a new key.age cheap.
+func (s *Store) SetWorkFactor(logN int) { s.key.logN = logN }

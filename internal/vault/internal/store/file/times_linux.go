@@ -1,0 +1,6 @@
+package file
+
+import "syscall"
+
+// times returns the times of the last modification and status change in nanoseconds since 1970.
+func times(st *syscall.Stat_t) (mtime, ctime int64) { return st.Mtim.Nano(), st.Ctim.Nano() }
