@@ -188,12 +188,6 @@ func TestDamagedFiles(t *testing.T) {
 	wantValue(t, s, item, "new")
 }
 
-func TestDamagedFileThatCannotBeRenamed(t *testing.T) {
-	dir := newDir(t)
-	write(t, openFile(t, dir), item, "v")
-	run(t, child(t, "damaged, read-only", dir), inNamespace)
-}
-
 func TestOddFiles(t *testing.T) {
 	for name, make := range map[string]func(path string) error{
 		"directory": func(path string) error { return os.Mkdir(path, 0o700) },

@@ -193,6 +193,12 @@ func TestReadOnlyDirectory(t *testing.T) {
 	wantValue(t, openFile(t, dir), item, "old")
 }
 
+func TestDamagedFileThatCannotBeRenamed(t *testing.T) {
+	dir := newDir(t)
+	write(t, openFile(t, dir), item, "v")
+	run(t, child(t, "damaged, read-only", dir), inNamespace)
+}
+
 func mountReadOnly(dir string) error {
 	if err := syscall.Mount(dir, dir, "", syscall.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind: %w", err)
