@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/vault"
+	"github.com/credproxy/credproxy/wire"
+)
+
+// loginTimeout is how long the vault waits for the person.
+const loginTimeout = 10 * time.Minute
+
+func (a *app) authLoginCommand() *cobra.Command {
+	var flow string
+	var noBrowser bool
+	c := &cobra.Command{
+		Use:   "login PROVIDER[/BUCKET]",
+		Short: "Log in to a provider",
+		Long: `Log in to a provider that the configuration describes, and store the login on
+this machine. The address to open is printed alone on a line of stdout; unless
+--no-browser is given a browser is opened too: $BROWSER if it is set (several
+commands are separated by colons, %s in one stands for the address), else the
+system's own.
+
+Nothing is typed into credproxy: the browser comes back to an address on this
+machine that only this login listens on.`,
+		Example: `  credproxy auth login acme
+  credproxy auth login acme/work --no-browser`,
+		Args:              exactly("PROVIDER[/BUCKET]"),
+		ValidArgsFunction: a.completeProviders,
+		RunE: func(c *cobra.Command, args []string) error {
+			l, err := parseLogin(c, args[0])
+			if err != nil {
+				return err
+			}
+			if flow != "" && !slices.Contains(config.Flows, flow) {
+				return usage("--flow is one of %s", strings.Join(config.Flows, ", ")).about(c)
+			}
+			if inside() {
+				return failed("login to "+l.String(), a.loginInside(c.Context(), l, flow))
+			}
+			return failed("login to "+l.String(), a.login(c.Context(), l, flow, !noBrowser))
+		},
+	}
+	c.Flags().StringVar(&flow, "flow", "", "how to log in: paste, device or browser (default: the provider's first)")
+	c.Flags().BoolVar(&noBrowser, "no-browser", false, "only print the address")
+	_ = c.RegisterFlagCompletionFunc("flow", cobra.FixedCompletions(config.Flows, cobra.ShellCompDirectiveNoFileComp))
+	return c
+}
+
+func (a *app) login(ctx context.Context, l login, flow string, open bool) error {
+	h, err := a.openHost(ctx)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	stop := func() {}
+	// Show is called from Login, in this goroutine.
+	show := func(url string) {
+		fmt.Fprintf(a.stderr, "open this page to log in to %s:\n", l)
+		_ = a.write(url + "\n")
+		if open {
+			if err := openBrowser(ctx, url); err != nil {
+				fmt.Fprintf(a.stderr, "no browser was opened (%s): open the page yourself\n", oneLine(err.Error()))
+			}
+		}
+		stop = a.waiting("the login in the browser", loginTimeout)
+	}
+	err = h.Login(ctx, l.provider, l.bucket, vault.LoginOptions{Flow: flow, Show: show})
+	stop()
+	switch {
+	case err == nil:
+		fmt.Fprintf(a.stderr, "%s logged in: stored in the %s store as %s\n", a.paint(a.stderr).green("done:"), h.StoreName(), l.full())
+		return nil
+	case errors.Is(err, wire.ErrProviderNotFound):
+		return unknownProvider(err, l.provider, h.config)
+	}
+	return err
+}
+
+// unknownProvider tells a name that nobody knows from a provider that this version cannot log in to.
+func unknownProvider(err error, name string, c *config.Config) error {
+	if _, ok := c.Providers[name]; ok || slices.Contains(config.BuiltinProviders, name) {
+		return &failure{err: err, status: exitFailed, hint: "credproxy providers lists the providers and how to log in to each"}
+	}
+	var names []string
+	for n := range c.Providers {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	hint := fmt.Sprintf("describe it in [providers.%s] of %s", name, c.Path)
+	if near := nearest(name, names); near != "" {
+		hint = "did you mean " + near + "?"
+	}
+	return &failure{err: err, status: exitNotFound, hint: hint}
+}

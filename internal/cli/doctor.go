@@ -1,0 +1,268 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/protect"
+	"github.com/credproxy/credproxy/internal/sandbox"
+	"github.com/credproxy/credproxy/internal/socket"
+)
+
+// Results of a check.
+const (
+	resultOK   = "ok"
+	resultWarn = "warn"
+	resultFail = "FAIL"
+)
+
+// check is one line of the doctor, and one object of `doctor --json`.
+type check struct {
+	Check  string `json:"check"`
+	Result string `json:"result"` // "ok", "warn" or "FAIL"
+	Detail string `json:"detail"`
+	Hint   string `json:"hint"` // what to do; "" when there is nothing to do
+}
+
+func ok(name, format string, args ...any) check {
+	return check{Check: name, Result: resultOK, Detail: fmt.Sprintf(format, args...)}
+}
+
+func warn(name, hint, format string, args ...any) check {
+	return check{Check: name, Result: resultWarn, Detail: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+func fail(name, hint string, err error) check {
+	return check{Check: name, Result: resultFail, Detail: err.Error(), Hint: hint}
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check this machine: stores, engines, directories, configuration",
+		Long: `Check everything that credproxy needs on this machine and say what to do about
+what is wrong. Each line is ok, warn (it works, but not as well as it could) or
+FAIL. The exit status is 1 if something fails.`,
+		Args: exactly(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if inside() {
+				return &failure{what: "doctor", err: errors.New("this is a sandbox: what it checks is on the host"), hint: "run it on the host"}
+			}
+			checks := a.examine(c.Context())
+			if c.Context().Err() != nil {
+				return c.Context().Err()
+			}
+			if asJSON {
+				if err := a.writeJSON(checks); err != nil {
+					return err
+				}
+			} else if err := a.write(a.doctorText(checks)); err != nil {
+				return err
+			}
+			for _, c := range checks {
+				if c.Result == resultFail {
+					return exitStatus(exitFailed)
+				}
+			}
+			return nil
+		},
+	}
+	jsonFlag(c, &asJSON)
+	return c
+}
+
+func (a *app) doctorText(checks []check) string {
+	p := a.paint(a.stdout)
+	width := 0
+	for _, c := range checks {
+		width = max(width, len(c.Check))
+	}
+	var b strings.Builder
+	for _, c := range checks {
+		result := fmt.Sprintf("%-4s", c.Result)
+		switch c.Result {
+		case resultOK:
+			result = p.green(result)
+		case resultWarn:
+			result = p.yellow(result)
+		default:
+			result = p.red(result)
+		}
+		fmt.Fprintf(&b, "%s  %-*s  %s\n", result, width, c.Check, oneLine(c.Detail))
+		if c.Hint != "" {
+			fmt.Fprintf(&b, "%*s  hint: %s\n", width+6, "", oneLine(c.Hint))
+		}
+	}
+	return b.String()
+}
+
+// examine makes all checks, those that may take long (engines, stores) at the same time.
+func (a *app) examine(ctx context.Context) []check {
+	dirs, err := config.Directories()
+	if err != nil {
+		return []check{fail("directories", "set HOME, or CREDPROXY_HOME to an absolute path", err)}
+	}
+	host := sandbox.Host{Environ: os.Environ(), UID: os.Geteuid()}
+	if dir, err := os.Getwd(); err == nil {
+		host.Avoid = []string{dir}
+	}
+	configured, checks := checkConfiguration()
+	var engines, stores []check
+	var slow sync.WaitGroup
+	slow.Go(func() { engines = checkEngines(ctx, host) })
+	slow.Go(func() { stores = a.checkStores(ctx, configured, dirs) })
+	checks = append(checks, checkStateDir(dirs), checkSocket(), checkClock(dirs, time.Now()), checkProtection(), checkBinary())
+	slow.Wait()
+	checks = append(checks, stores...)
+	checks = append(checks, engines...)
+	return append(checks, checkLeftovers(dirs))
+}
+
+// checkConfiguration returns the defaults beside an error, so that the other checks can go on.
+func checkConfiguration() (*config.Config, []check) {
+	const name = "configuration"
+	path, err := config.ConfigPath()
+	if err != nil {
+		return config.Default(), []check{fail(name, "set HOME, or CREDPROXY_HOME to an absolute path", err)}
+	}
+	c, err := config.Load(path)
+	switch {
+	case err != nil:
+		return config.Default(), []check{fail(name, "correct the file; until then every command that reads it fails", err)}
+	case !c.Exists:
+		return c, []check{ok(name, "no file at %s: the defaults apply", path)}
+	}
+	return c, []check{ok(name, "%s: %d profiles, %d providers", path, len(c.Profiles), len(c.Providers))}
+}
+
+func checkStateDir(dirs config.Dirs) check {
+	if err := config.PrivateDir(dirs.State); err != nil {
+		return fail("state directory", "the audit log goes there: make it a directory of your own", err)
+	}
+	if f, err := os.CreateTemp(dirs.State, ".doctor-*"); err != nil {
+		return fail("state directory", "make room, or make it writable: the audit log goes there", err)
+	} else {
+		_ = f.Close()
+		_ = os.Remove(f.Name())
+	}
+	return ok("state directory", "%s", dirs.State)
+}
+
+// checkSocket listens for real: permissions, path length and what others put there all show.
+func checkSocket() check {
+	const name = "socket directory"
+	l, err := socket.Listen()
+	if err != nil {
+		hint := "look at what lies there; a directory of this user with mode 0700 is needed"
+		if errors.Is(err, socket.ErrPathTooLong) {
+			hint = "set TMPDIR to a shorter directory"
+		}
+		return fail(name, hint, err)
+	}
+	path := l.Path()
+	if err := l.Close(); err != nil {
+		return fail(name, "", err)
+	}
+	return ok(name, "%s (socket paths of %d bytes)", filepath.Dir(path), len(path))
+}
+
+// checkClock compares the clock with times that must be in the past: tokens expire by it, and with a wrong clock every
+// token looks expired or none does.
+func checkClock(dirs config.Dirs, now time.Time) check {
+	const name = "clock"
+	const hint = "set the clock (timedatectl set-ntp true): tokens expire by it"
+	past := time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
+	if t, err := time.Parse(time.RFC3339, buildInfo().Time); err == nil && t.After(past) {
+		past = t
+	}
+	what := "this program was built"
+	for _, dir := range []string{dirs.State, dirs.Data} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			if info, err := e.Info(); err == nil && info.ModTime().After(past) {
+				past, what = info.ModTime(), filepath.Join(dir, e.Name())+" was written"
+			}
+		}
+	}
+	// A minute for file servers whose clock is not quite ours.
+	if now.Add(time.Minute).Before(past) {
+		return fail(name, hint, fmt.Errorf("it says %s, but %s later, at %s", now.UTC().Format(time.RFC3339), what, past.UTC().Format(time.RFC3339)))
+	}
+	return ok(name, "%s", now.UTC().Format(time.RFC3339))
+}
+
+func checkProtection() check {
+	const name = "process"
+	if err := protect.Harden(); err != nil {
+		return warn(name, "other processes of this user may be able to read the memory of the proxy", "not protected: %v", err)
+	}
+	return ok(name, "no core dumps, closed to debuggers")
+}
+
+func checkBinary() check {
+	const name = "program"
+	path, err := os.Executable()
+	if err != nil {
+		return warn(name, "sandboxes get this program mounted", "it cannot be found: %v", err)
+	}
+	loader, err := dynamicLoader(path)
+	switch {
+	case err != nil:
+		return warn(name, "", "%s: %v", path, err)
+	case loader != "":
+		return warn(name, "build it with CGO_ENABLED=0", "%s needs %s and may not start inside containers of another system", path, loader)
+	}
+	return ok(name, "%s, static, runs in any container", path)
+}
+
+func checkEngines(ctx context.Context, h sandbox.Host) []check {
+	var checks []check
+	works := false
+	for _, s := range h.Probe(ctx) {
+		name := "engine " + string(s.Kind)
+		detail := strings.Join(strings.Fields(s.Version+" "+s.Detail), " ")
+		if s.OK {
+			works = true
+			checks = append(checks, ok(name, "%s", detail))
+		} else {
+			checks = append(checks, warn(name, s.Hint, "%s", detail))
+		}
+	}
+	if !works {
+		checks = append(checks, fail("engines", "install one of them: credproxy run needs it (credproxy serve does not)", errors.New("none works")))
+	}
+	return checks
+}
+
+// checkLeftovers looks for what killed runs left; the next run removes it.
+func checkLeftovers(dirs config.Dirs) check {
+	const name = "leftovers"
+	entries, err := os.ReadDir(runDir(dirs))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return warn(name, "", "%v", err)
+	}
+	records := 0
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".json") {
+			records++
+		}
+	}
+	if records == 0 {
+		return ok(name, "nothing is left of killed runs")
+	}
+	return ok(name, "%d runs are recorded; what killed ones left is removed by the next credproxy run", records)
+}

@@ -1,0 +1,178 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"syscall"
+
+	"golang.org/x/term"
+
+	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/vault"
+)
+
+// passphraseFile names the variable with the path of a file that holds the file store's passphrase, for hosts where
+// nobody can be asked. The passphrase itself is never in the environment.
+const passphraseFile = "CREDPROXY_PASSPHRASE_FILE"
+
+// settings reads the user's configuration.
+func settings() (*config.Config, config.Dirs, error) {
+	dirs, err := config.Directories()
+	if err != nil {
+		return nil, dirs, err
+	}
+	path, err := config.ConfigPath()
+	if err != nil {
+		return nil, dirs, err
+	}
+	c, err := config.Load(path)
+	if err != nil {
+		return nil, dirs, failed("configuration", err)
+	}
+	return c, dirs, nil
+}
+
+// host is the store of this machine, opened for its owner: profiles do not restrict it.
+type host struct {
+	*vault.Vault
+	config *config.Config
+	dirs   config.Dirs
+}
+
+// openHost opens the store that the configuration names. The caller closes it.
+func (a *app) openHost(ctx context.Context) (*host, error) {
+	c, dirs, err := settings()
+	if err != nil {
+		return nil, err
+	}
+	v, err := vault.Open(ctx, a.vaultOptions(c, dirs, a.log))
+	if err != nil {
+		return nil, &failure{what: "opening the credential store", err: err, hint: "credproxy doctor says what is wrong with it"}
+	}
+	return &host{v, c, dirs}, nil
+}
+
+func (a *app) vaultOptions(c *config.Config, dirs config.Dirs, log *slog.Logger) vault.Options {
+	return vault.Options{Config: c, Dirs: dirs, Passphrase: a.passphrase, Logger: log}
+}
+
+// passphrase asks for the passphrase of the file store: on the terminal, twice when it is a new one, else in the file
+// that CREDPROXY_PASSPHRASE_FILE names.
+func (a *app) passphrase(ctx context.Context, confirm bool) (string, error) {
+	if path := os.Getenv(passphraseFile); path != "" {
+		b, err := readPrivate(path, 1, 4096)
+		if err != nil {
+			return "", fmt.Errorf("the passphrase file: %w", err)
+		}
+		return string(b), nil
+	}
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil || !term.IsTerminal(int(tty.Fd())) {
+		if err == nil {
+			_ = tty.Close()
+		}
+		return "", errors.New("the file store needs its passphrase, and there is no terminal to ask on: put it into a file of mode 0600 and its path into " + passphraseFile)
+	}
+	defer tty.Close()
+	first, err := ask(ctx, tty, "passphrase of the credproxy store: ")
+	if err != nil {
+		return "", err
+	}
+	if len(first) == 0 {
+		return "", errors.New("the passphrase is empty")
+	}
+	if confirm {
+		second, err := ask(ctx, tty, "the same again: ")
+		if err != nil {
+			return "", err
+		}
+		if !bytes.Equal(first, second) {
+			return "", errors.New("the two passphrases differ")
+		}
+	}
+	return string(first), nil
+}
+
+// ask reads a line from the terminal without showing it. When ctx ends, the terminal is put back as it was and the
+// goroutine that reads is left to the end of the process: a read from a terminal cannot be called off.
+func ask(ctx context.Context, tty *os.File, prompt string) ([]byte, error) {
+	fd := int(tty.Fd())
+	before, err := term.GetState(fd)
+	if err != nil {
+		return nil, fmt.Errorf("asking on the terminal: %w", err)
+	}
+	type answer struct {
+		line []byte
+		err  error
+	}
+	answers := make(chan answer, 1)
+	fmt.Fprint(tty, prompt)
+	go func() {
+		line, err := term.ReadPassword(fd)
+		answers <- answer{line, err}
+	}()
+	select {
+	case got := <-answers:
+		fmt.Fprintln(tty)
+		if errors.Is(got.err, io.EOF) {
+			return nil, errors.New("nothing was typed")
+		}
+		return got.line, got.err
+	case <-ctx.Done():
+		_ = term.Restore(fd, before)
+		fmt.Fprintln(tty)
+		return nil, ctx.Err()
+	}
+}
+
+// readPrivate reads a secret that lies in a file: regular, not a symbolic link, ours, closed to everybody else, shortest
+// to longest bytes of printable text after one newline at its end is taken off. No error repeats the content.
+func readPrivate(path string, shortest, longest int) ([]byte, error) {
+	// O_NONBLOCK: opening a FIFO must not wait for a writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, fmt.Errorf("%s: is a symbolic link; name the file itself", path)
+	}
+	if err != nil {
+		var p *fs.PathError
+		if errors.As(err, &p) {
+			err = p.Err
+		}
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	switch owner := int(info.Sys().(*syscall.Stat_t).Uid); {
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s: is not a regular file", path)
+	case owner != os.Geteuid():
+		return nil, fmt.Errorf("%s: belongs to UID %d, not to this user", path, owner)
+	case info.Mode().Perm()&0o077 != 0:
+		return nil, fmt.Errorf("%s: others can read it (mode %04o); run: chmod 600 '%s'", path, info.Mode().Perm(), path)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, int64(longest)+3))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if rest, ok := bytes.CutSuffix(b, []byte("\n")); ok {
+		b = bytes.TrimSuffix(rest, []byte("\r"))
+	}
+	if len(b) < shortest || len(b) > longest {
+		return nil, fmt.Errorf("%s: holds less than %d or more than %d bytes", path, shortest, longest)
+	}
+	for _, c := range b {
+		if c < ' ' || c == 0x7f {
+			return nil, fmt.Errorf("%s: holds characters that cannot be printed, such as a second line", path)
+		}
+	}
+	return b, nil
+}

@@ -1,0 +1,247 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/sandbox"
+)
+
+// runFlags are the flags of run.
+type runFlags struct {
+	engine     string
+	image      string
+	profile    string
+	volumes    []string
+	env        []string
+	engineArgs []string
+	noWorkdir  bool
+}
+
+func (a *app) runCommand() *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use:   "run [flags] -- COMMAND [ARG…]",
+		Short: "Run a command in a sandbox that may use credentials",
+		Long: `Start the proxy, run COMMAND in a sandbox that can reach it, and clean up. The
+sandbox gets the current directory, writable, at the same path; the socket; and
+this program, so that "credproxy token …" works inside. It does not get your home
+directory, the stores or any secret in its environment.
+
+Engines: docker and podman need an image (--image, or image in the profile);
+bwrap uses the programs of this machine. Terminal, signals and the exit status
+are those of COMMAND; 125 means that the sandbox could not be run, 126 that
+COMMAND could not be executed, 127 that it was not found.
+
+The proxy's log would spoil the screen of COMMAND: it goes to proxy.log in the
+state directory (0600, at most 1 MiB and one older file), with --verbose to
+stderr.`,
+		Example: `  credproxy run -- bash
+  credproxy run --profile work --image registry.example/agent:1 -- agent --resume
+  credproxy run --engine bwrap --volume ~/models:/models:ro -- python3 train.py`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 || args[0] == "" {
+				return usage("COMMAND is missing").about(c)
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			if inside() {
+				return &failure{what: "run", err: errors.New("this is a sandbox already"), hint: "run it on the host"}
+			}
+			status, err := a.run(c.Context(), f, args)
+			if err != nil {
+				return failed("run", err)
+			}
+			return exitStatus(status)
+		},
+	}
+	flags := c.Flags()
+	flags.SetInterspersed(false) // flags after COMMAND are COMMAND's
+	flags.StringVar(&f.engine, "engine", string(sandbox.Auto), "auto (the first that works), docker, podman or bwrap")
+	flags.StringVar(&f.image, "image", "", "image for docker and podman (default: the profile's)")
+	flags.StringVar(&f.profile, "profile", config.DefaultProfile, "what the sandbox may use")
+	flags.StringArrayVar(&f.volumes, "volume", nil, "SOURCE:TARGET[:ro] to mount (may be repeated)")
+	flags.StringArrayVar(&f.env, "env", nil, "NAME=VALUE, or NAME to pass it on (may be repeated)")
+	flags.StringArrayVar(&f.engineArgs, "engine-arg", nil, "an option for the engine itself (may be repeated)")
+	flags.BoolVar(&f.noWorkdir, "no-workdir", false, "do not mount the current directory")
+	_ = c.RegisterFlagCompletionFunc("profile", completeProfiles)
+	_ = c.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions([]string{"auto", "docker", "podman", "bwrap"}, cobra.ShellCompDirectiveNoFileComp))
+	return c
+}
+
+// run returns COMMAND's exit status. Once COMMAND runs, signals are its own: ctx, which they end, counts only before.
+func (a *app) run(ctx context.Context, f runFlags, command []string) (status int, err error) {
+	defer func() { err = asEngineFailure(err) }()
+	spec, err := a.spec(f, command)
+	if err != nil {
+		return 0, err
+	}
+	log, closeLog, err := a.runLog()
+	if err != nil {
+		return 0, err
+	}
+	defer closeLog()
+
+	p, c, dirs, err := a.startProxy(ctx, proxyOptions{profile: f.profile, log: log})
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if closeErr := a.stopProxy(p, log); err == nil {
+			err = closeErr
+		}
+	}()
+	spec.Socket = p.Socket()
+	spec.RunDir = runDir(dirs)
+	spec.ProtectedDirs = append(spec.ProtectedDirs, dirs.Config, dirs.State, dirs.Data)
+	spec.ProtectedFiles = append(spec.ProtectedFiles, c.Path)
+	if removed, err := spec.Host.Sweep(ctx, spec.RunDir); err != nil || len(removed) > 0 {
+		log.Info("removed what killed runs had left behind", "containers", removed, "error", err)
+	}
+	if profile, err := c.Profile(f.profile); err == nil && spec.Image == "" && f.engine != string(sandbox.Bwrap) {
+		spec.Image = profile.Image
+	}
+	if spec.Engine, err = spec.Host.Select(ctx, sandbox.Kind(f.engine), spec.Image); err != nil {
+		return 0, err
+	}
+	s, err := sandbox.Prepare(ctx, spec)
+	if err != nil {
+		return 0, err
+	}
+	for _, w := range s.Warnings {
+		log.Warn(w)
+	}
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
+	log.Info("running a command", "engine", spec.Engine.Kind, "profile", f.profile, "socket", spec.Socket)
+	status, err = s.Run(context.WithoutCancel(ctx), sandbox.Stdio{In: a.stdin, Out: a.stdout, Err: a.stderr})
+	select {
+	case failure := <-p.Failed():
+		log.Error("the proxy ended before the command", "error", failure)
+	default:
+	}
+	return status, err
+}
+
+// asEngineFailure gives failures before COMMAND ran docker's status 125, so that they are not taken for COMMAND's own.
+// Wrong usage, an unknown profile and an engine that is not there keep theirs.
+func asEngineFailure(err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, sandbox.ErrRefused) {
+		return &failure{err: err, status: exitUsage}
+	}
+	if status, _ := judge(err); status != exitFailed {
+		return err
+	}
+	return &failure{err: err, status: sandbox.ExitEngine}
+}
+
+// runDir is where the records of running containers are.
+func runDir(d config.Dirs) string { return filepath.Join(d.State, "runs") }
+
+func proxyLogPath(d config.Dirs) string { return filepath.Join(d.State, "proxy.log") }
+
+// runLog is stderr with --verbose, else the file in the state directory.
+func (a *app) runLog() (_ *slog.Logger, closeLog func(), err error) {
+	if a.verbose {
+		return a.log, func() {}, nil
+	}
+	dirs, err := config.Directories()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := config.PrivateDir(dirs.State); err != nil {
+		return nil, nil, err
+	}
+	l, err := openLogFile(proxyLogPath(dirs))
+	if err != nil {
+		return nil, nil, failed("the proxy's log", err)
+	}
+	return slog.New(slog.NewTextHandler(l, nil)).With("pid", os.Getpid()), func() { _ = l.Close() }, nil
+}
+
+// spec is what the flags and this process say about the sandbox.
+func (a *app) spec(f runFlags, command []string) (sandbox.Spec, error) {
+	s := sandbox.Spec{
+		Image: f.image, Command: command, EngineArgs: f.engineArgs, UID: os.Geteuid(), GID: os.Getegid(), Progress: a.stderr,
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return s, failed("the current directory", err)
+	}
+	if !f.noWorkdir {
+		s.Workdir = dir
+	}
+	s.Host = sandbox.Host{Environ: os.Environ(), Avoid: []string{dir}, UID: s.UID}
+	s.Home, _ = os.UserHomeDir() // without one there is nothing to hide
+	for _, v := range f.volumes {
+		volume, err := sandbox.ParseVolume(v, dir)
+		if err != nil {
+			return s, err
+		}
+		s.Volumes = append(s.Volumes, volume)
+	}
+	if s.Env, err = sandbox.ParseEnv(f.env, s.Host.Environ); err != nil {
+		return s, err
+	}
+	return s, hidePassphrase(&s)
+}
+
+// hidePassphrase keeps the file with the store's passphrase out of the sandbox. It may lie anywhere: its directory is
+// hidden where that takes nothing else away, and it must not lie in what is mounted.
+func hidePassphrase(s *sandbox.Spec) error {
+	path := os.Getenv(passphraseFile)
+	if path == "" {
+		return nil
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	if resolved, err := filepath.EvalSymlinks(abs); err == nil {
+		abs = resolved
+	}
+	mounted := []string{s.Workdir}
+	for _, v := range s.Volumes {
+		mounted = append(mounted, v.Source)
+	}
+	hide := true
+	dir := filepath.Dir(abs)
+	for _, m := range append(mounted, s.Home, os.TempDir()) {
+		if m == "" || !filepath.IsAbs(m) {
+			continue
+		}
+		if resolved, err := filepath.EvalSymlinks(m); err == nil {
+			m = resolved
+		}
+		if below(m, dir) {
+			hide = false // what is mounted lies in the file's directory
+		}
+	}
+	for _, m := range mounted {
+		if resolved, err := filepath.EvalSymlinks(m); err == nil && m != "" && below(abs, resolved) {
+			return &failure{err: errors.New("the file with the store's passphrase (" + passphraseFile + ") lies in " + m + ", which the sandbox would see"),
+				status: exitUsage, hint: "keep it elsewhere, or run from another directory"}
+		}
+	}
+	if hide && strings.Count(dir, "/") > 1 { // never a top-level directory such as /etc
+		s.ProtectedDirs = append(s.ProtectedDirs, dir)
+	}
+	return nil
+}
+
+// below reports whether path is dir or lies below it; both are clean and absolute.
+func below(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}

@@ -1,0 +1,203 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/daemon"
+	"github.com/credproxy/credproxy/internal/socket"
+)
+
+// drainTime is how long requests in flight may take when the proxy ends.
+const drainTime = 5 * time.Second
+
+// Bounds of a capability token, in bytes. The protocol has none; these keep out what was cut off or is another file.
+const (
+	minCapability = 16
+	maxCapability = 4096
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	var profile, capabilityFile string
+	var allowUIDs []string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the proxy alone, in the foreground",
+		Long: `Run the proxy until SIGINT, SIGTERM or SIGHUP, for sandboxes that something else
+starts: mount the socket at its path and set the variable inside. The first line
+on stdout comes once the socket listens, and a shell can eval it. The log goes to
+stderr.
+
+Requests in flight have up to 5 seconds when the proxy ends; a second signal ends
+it at once. The socket is removed in any case.`,
+		Example: `  credproxy serve --profile work
+  credproxy serve --json --capability-file ~/.config/credproxy/capability`,
+		Args: exactly(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			uids, err := parseUIDs(c, allowUIDs)
+			if err != nil {
+				return err
+			}
+			level := slog.LevelInfo
+			if a.verbose {
+				level = slog.LevelDebug
+			}
+			log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+			return failed("serve", a.serve(c.Context(), proxyOptions{profile: profile, capabilityFile: capabilityFile, allowUIDs: uids, log: log}, asJSON))
+		},
+	}
+	c.Flags().StringVar(&profile, "profile", config.DefaultProfile, "what the sandbox may use")
+	c.Flags().StringVar(&capabilityFile, "capability-file", "", "demand the token in this file (mode 0600) in every handshake")
+	c.Flags().StringArrayVar(&allowUIDs, "allow-uid", nil, "one more UID that may connect (may be repeated)")
+	c.Flags().BoolVar(&asJSON, "json", false, `print {"socket","pid","version"} in place of the shell line`)
+	_ = c.RegisterFlagCompletionFunc("profile", completeProfiles)
+	return c
+}
+
+func parseUIDs(c *cobra.Command, values []string) ([]int, error) {
+	var uids []int
+	for _, v := range values {
+		uid, err := strconv.ParseUint(v, 10, 32)
+		if err != nil || uid == math.MaxUint32 || strings.HasPrefix(v, "+") {
+			return nil, usage("--allow-uid takes a number from 0 to %d (id -u prints one)", uint32(math.MaxUint32-1)).about(c)
+		}
+		uids = append(uids, int(uid))
+	}
+	return uids, nil
+}
+
+// proxyOptions are what serve and run start a proxy with.
+type proxyOptions struct {
+	profile        string
+	capabilityFile string
+	allowUIDs      []int
+	log            *slog.Logger
+}
+
+// startProxy reads the configuration and starts the proxy. Both callers write to pipes that may be closed while it runs:
+// its socket has to be removed then too, so SIGPIPE must not kill this process.
+func (a *app) startProxy(ctx context.Context, o proxyOptions) (*daemon.Proxy, *config.Config, config.Dirs, error) {
+	// Notify and not Ignore: what is ignored stays so in the programs that are started.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	a.signals.held.Store(true)
+	c, dirs, err := settings()
+	if err != nil {
+		return nil, nil, dirs, err
+	}
+	if _, err := findProfile(c, o.profile); err != nil {
+		return nil, nil, dirs, err
+	}
+	var capability []byte
+	if o.capabilityFile != "" {
+		if capability, err = readPrivate(o.capabilityFile, minCapability, maxCapability); err != nil {
+			return nil, nil, dirs, &failure{what: "the capability file", err: err,
+				hint: "make one: (umask 077; head -c 32 /dev/urandom | base64 > FILE)"}
+		}
+	}
+	if dir, err := socket.Dir(); err == nil {
+		if removed, err := socket.SweepStale(dir); err != nil {
+			o.log.Warn("sockets of dead proxies were not removed", "error", err)
+		} else if len(removed) > 0 {
+			o.log.Info("removed sockets of dead proxies", "sockets", removed)
+		}
+	}
+	p, err := daemon.Start(ctx, daemon.Options{
+		Config: c, Dirs: dirs, Profile: o.profile, Capability: capability, AllowUIDs: o.allowUIDs,
+		Passphrase: a.passphrase, Logger: o.log,
+	})
+	if err != nil {
+		return nil, nil, dirs, &failure{what: "starting the proxy", err: err, hint: "credproxy doctor says what is wrong and what to do"}
+	}
+	return p, c, dirs, nil
+}
+
+func (a *app) serve(ctx context.Context, o proxyOptions, asJSON bool) (err error) {
+	p, _, _, err := a.startProxy(ctx, o)
+	if ctx.Err() != nil && err != nil {
+		return nil // told to stop before it had begun
+	}
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := a.stopProxy(p, o.log); err == nil {
+			err = closeErr
+		}
+	}()
+	if asJSON {
+		err = a.writeJSON(struct {
+			Socket  string `json:"socket"`
+			PID     int    `json:"pid"`
+			Version string `json:"version"`
+		}{p.Socket(), os.Getpid(), buildInfo().Version})
+	} else {
+		err = a.write(fmt.Sprintf("%s=%s; export %[1]s;\n", socketVariable, shellQuote(p.Socket())))
+	}
+	if err != nil {
+		return err
+	}
+	o.log.Info("the proxy listens", "socket", p.Socket(), "profile", o.profile)
+	// What starting allocated (the configuration, the command tree) is not needed any more, and this process may now idle
+	// for days.
+	debug.FreeOSMemory()
+
+	select {
+	case <-ctx.Done():
+		o.log.Info("the proxy ends", "cause", endCause(ctx))
+		return nil
+	case err := <-p.Failed():
+		if err == nil {
+			err = errors.New("the server ended")
+		}
+		return fmt.Errorf("the proxy ended by itself: %w", err)
+	}
+}
+
+func endCause(ctx context.Context) string {
+	var by interrupted
+	if errors.As(context.Cause(ctx), &by) {
+		return by.signal.String()
+	}
+	return "cancelled"
+}
+
+// stopProxy gives requests in flight their time, or none after a further signal, and waits for the end of the proxy.
+func (a *app) stopProxy(p *daemon.Proxy, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	closed := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-a.signals.hurry:
+			cancel()
+		case <-closed:
+		}
+	})
+	defer watching.Wait()
+	defer close(closed)
+	err := p.Close(ctx)
+	if ctx.Err() != nil {
+		log.Warn("requests in flight were cut off")
+		return nil
+	}
+	return failed("stopping the proxy", err)
+}
+
+// shellQuote quotes s for a POSIX shell.
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

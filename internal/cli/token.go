@@ -1,0 +1,137 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/credproxy/credproxy/client"
+	"github.com/credproxy/credproxy/wire"
+)
+
+func (a *app) tokenCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "token PROVIDER[/BUCKET]",
+		Short: "Print a valid access token",
+		Long: `Print an access token and a newline on stdout, nothing else. A token that has
+expired is refreshed first; if that is impossible the exit status is 4.
+
+With --json the whole token is printed as a sandbox gets it: access_token, expiry
+(Unix seconds), token_type, scope and the provider's own fields. A refresh token
+is never among them.`,
+		Example: `  curl -H "Authorization: Bearer $(credproxy token acme)" https://api.acme.example/
+  credproxy token acme/work --json`,
+		Args:              exactly("PROVIDER[/BUCKET]"),
+		ValidArgsFunction: a.completeLogins,
+		RunE: func(c *cobra.Command, args []string) error {
+			l, err := parseLogin(c, args[0])
+			if err != nil {
+				return err
+			}
+			t, err := a.validToken(c.Context(), l)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				// Not through json.Marshal, which would write < > & in another way than a sandbox gets them.
+				b, err := t.MarshalJSON()
+				if err != nil {
+					return failed("token "+l.String(), err)
+				}
+				return a.write(string(b) + "\n")
+			}
+			return a.write(t.AccessToken + "\n")
+		},
+	}
+	jsonFlag(c, &asJSON)
+	return c
+}
+
+// tokens is what the vault and the proxy's client both can: a token that is nil, or an error with wire.CodeNotFound,
+// means that there is none.
+type tokens interface {
+	Token(ctx context.Context, provider, bucket string) (*wire.Token, error)
+	RefreshToken(ctx context.Context, provider, bucket string) (*wire.Token, error)
+	Providers(ctx context.Context) ([]string, error)
+	Buckets(ctx context.Context, provider string) ([]string, error)
+}
+
+// openTokens opens the proxy's tokens inside, the vault's on the host.
+func (a *app) openTokens(ctx context.Context) (_ tokens, done func(), err error) {
+	if inside() {
+		t, err := insideTokens(ctx)
+		return t, func() {}, err
+	}
+	h, err := a.openHost(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return h, func() { _ = h.Close() }, nil
+}
+
+func (a *app) validToken(ctx context.Context, l login) (*wire.Token, error) {
+	what := "token " + l.String()
+	source, done, err := a.openTokens(ctx)
+	if err != nil {
+		return nil, failed(what, err)
+	}
+	defer done()
+	t, err := source.Token(ctx, l.provider, l.bucket)
+	if errors.Is(err, wire.ErrNotFound) || err == nil && t == nil {
+		return nil, &failure{what: what, err: errNotStored, status: exitNotFound, hint: loginHint(ctx, source, l)}
+	}
+	if err != nil {
+		return nil, failed(what, err)
+	}
+	if t.Expiry == 0 || t.Expiry > time.Now().Unix() {
+		return t, nil
+	}
+	fresh, err := source.RefreshToken(ctx, l.provider, l.bucket)
+	if err == nil && fresh != nil {
+		return fresh, nil
+	}
+	expired := "the token expired " + relative(time.Unix(t.Expiry, 0), time.Now())
+	switch {
+	case err == nil:
+		err = errNotStored
+	case errors.Is(err, wire.ErrUnauthorized), errors.Is(err, wire.ErrRateLimited), ctx.Err() != nil,
+		errors.Is(err, client.ErrConnectionLost), errors.Is(err, client.ErrUnreachable):
+		return nil, failed(what, fmt.Errorf("%s and was not refreshed: %w", expired, err))
+	}
+	return nil, &failure{what: what, err: fmt.Errorf("%s and cannot be refreshed: %w", expired, err), status: exitLoginNeeded, hint: loginCommand(l)}
+}
+
+func loginCommand(l login) string {
+	if inside() {
+		return "log in on the host: credproxy auth login " + l.String()
+	}
+	return "log in: credproxy auth login " + l.String()
+}
+
+// loginHint names the login that was probably meant, or says how to log in.
+func loginHint(ctx context.Context, source tokens, l login) string {
+	providers, err := source.Providers(ctx)
+	if err != nil {
+		return loginCommand(l)
+	}
+	near := nearest(l.provider, providers)
+	for _, p := range providers {
+		if p != l.provider {
+			continue
+		}
+		if buckets, err := source.Buckets(ctx, p); err == nil && len(buckets) > 0 {
+			if bucket := nearest(l.bucket, buckets); bucket != "" {
+				return "did you mean " + login{p, bucket}.full() + "?"
+			}
+			return "stored is " + login{p, buckets[0]}.full() + "; " + loginCommand(l)
+		}
+	}
+	if near != "" {
+		return "did you mean " + near + "? it is logged in; else " + loginCommand(l)
+	}
+	return loginCommand(l)
+}
