@@ -381,8 +381,11 @@ func DecodeHandshake(payload []byte) (Handshake, error) {
 
 // Prune checks one JSON value as strictly as everything else here and returns it compact, without the members that
 // name a long-lived secret ([LongLived]), at any depth. The error is a [*SyntaxError] or a [*RuleError].
-func Prune(value json.RawMessage) (json.RawMessage, error) {
-	s := scanner{in: value}
+func Prune(value json.RawMessage) (json.RawMessage, error) { return prune(value, 0) }
+
+// prune is Prune for a value that has further levels around it.
+func prune(value json.RawMessage, levels int) (json.RawMessage, error) {
+	s := scanner{in: value, depth: levels}
 	out := s.prune(make([]byte, 0, len(value)))
 	s.end()
 	if err := s.err(); err != nil {

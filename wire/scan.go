@@ -171,11 +171,8 @@ func (s *scanner) more() bool {
 
 // remember notes the member's name for the search for duplicates.
 func (s *scanner) remember() {
-	for _, c := range s.name {
-		if c < 0x20 || c >= 0x7f {
-			s.rule("a member's name has a control or non-ASCII character")
-			break
-		}
+	if !printable(s.name) {
+		s.rule("a member's name has a control or non-ASCII character")
 	}
 	if s.depth > MaxDepth {
 		return
@@ -193,6 +190,15 @@ func (s *scanner) remember() {
 		s.many = append(s.many[:s.count], s.name)
 	}
 	s.count++
+}
+
+func printable(name []byte) bool {
+	for _, c := range name {
+		if c < 0x20 || c >= 0x7f {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *scanner) leave(object bool) {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 )
 
 // Token is an access token as it crosses the socket: no refresh token, and no way to hold one. The zero value is
@@ -31,23 +33,27 @@ type Field struct {
 var (
 	ErrLongLivedSecret = errors.New("the field names a long-lived secret")
 	ErrReservedField   = errors.New("the field has a place of its own in a token")
+	ErrFieldName       = errors.New("a field's name must be printable ASCII")
 )
 
 // Set adds the field name to the token, or replaces it. Members of value whose names are those of long-lived
 // secrets are removed at any depth; a name that is one itself is refused with [ErrLongLivedSecret], one of the
-// token's own fields with [ErrReservedField], a value that is not strict JSON with a [*SyntaxError] or a
-// [*RuleError].
+// token's own fields, in any case, with [ErrReservedField], one that cannot cross with [ErrFieldName], a value that
+// is not strict JSON with a [*SyntaxError] or a [*RuleError]. No error repeats the name.
 func (t *Token) Set(name string, value json.RawMessage) error {
-	switch name {
-	case "access_token", "expiry", "token_type", "scope":
-		return fmt.Errorf("field %q: %w", name, ErrReservedField)
+	if slices.ContainsFunc(tokenNames, func(own string) bool { return strings.EqualFold(own, name) }) {
+		return ErrReservedField
 	}
 	if LongLived(name) {
-		return fmt.Errorf("field %q: %w", name, ErrLongLivedSecret)
+		return ErrLongLivedSecret
 	}
-	pruned, err := Prune(value)
+	if !printable([]byte(name)) {
+		return ErrFieldName
+	}
+	// A request that saves the token has three levels around the value.
+	pruned, err := prune(value, 3)
 	if err != nil {
-		return fmt.Errorf("field %q: %w", name, err)
+		return err
 	}
 	for i := range t.extra {
 		if t.extra[i].Name == name {
