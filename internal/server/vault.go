@@ -11,7 +11,7 @@ import (
 //
 // Methods return a *wire.Error where the protocol has a code for the failure (wire.CodeNotFound, …); any other error
 // is answered as wire.CodeInternal with a fixed text and logged on the host. Names are valid ([wire.ValidName]) and
-// within the scope when a method is called. All methods are called concurrently.
+// within the scope when a method is called. All methods are called concurrently, and return soon after their ctx ends.
 type Vault interface {
 	// CachedToken and CachedAPIKey answer from memory or not at all: they never block and never touch a store.
 	CachedToken(provider, bucket string) (*wire.Token, bool)
@@ -31,7 +31,7 @@ type Vault interface {
 // Scope is what one sandbox may use. The server asks it for every request, before the vault, and asks Config.Scope
 // for the current one each time, so an edited profile applies to connections that exist already.
 type Scope interface {
-	AllowsOperation(op string) bool
+	AllowsOperation(op string) bool      // by its name on the wire
 	AllowsProvider(provider string) bool // any bucket of it
 	AllowsBucket(provider, bucket string) bool
 	AllowsKey(name string) bool

@@ -1,0 +1,219 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/credproxy/credproxy/wire"
+)
+
+var (
+	errOperation = wire.E(wire.CodeUnauthorized, "the profile does not allow this operation")
+	errProvider  = wire.E(wire.CodeUnauthorized, "the profile does not allow this provider or bucket")
+	errKey       = wire.E(wire.CodeUnauthorized, "the profile does not allow this key")
+
+	errNoStore  = wire.E(wire.CodeInternal, "the host's credential store failed; the proxy's log on the host says why")
+	errSlow     = wire.E(wire.CodeInternal, "the host's credential store did not answer in time")
+	errShutdown = wire.E(wire.CodeInternal, "the proxy is shutting down")
+	errPanic    = wire.E(wire.CodeInternal, "the proxy failed; its log on the host says where")
+)
+
+// Operations that come with refresh and with login from inside. They are validated and within the scope when they are
+// refused here; to build one is to take it out of this map and into ask.
+var later = map[wire.Op]*wire.Error{
+	wire.OpRefreshToken:  wire.E(wire.CodeInternal, "this proxy cannot refresh tokens yet; log in again on the host: credproxy auth login"),
+	wire.OpOAuthInitiate: errNoLogin,
+	wire.OpOAuthExchange: errNoLogin,
+	wire.OpOAuthPoll:     errNoLogin,
+	wire.OpOAuthCancel:   errNoLogin,
+}
+
+var errNoLogin = wire.E(wire.CodeInternal, "login from inside the sandbox is not available; log in on the host: credproxy auth login")
+
+// allowed says why scope does not cover the request, or nil.
+func allowed(scope Scope, req *wire.Request) *wire.Error {
+	if scope == nil || !scope.AllowsOperation(string(req.Op)) {
+		return errOperation
+	}
+	switch req.Op {
+	case wire.OpGetToken, wire.OpSaveToken, wire.OpRemoveToken, wire.OpGetBucketStats, wire.OpRefreshToken, wire.OpOAuthInitiate:
+		if !scope.AllowsBucket(req.Provider, req.Bucket) {
+			return errProvider
+		}
+	case wire.OpListBuckets:
+		if !scope.AllowsProvider(req.Provider) {
+			return errProvider
+		}
+	case wire.OpGetAPIKey, wire.OpHasAPIKey:
+		if !scope.AllowsKey(req.Name) {
+			return errKey
+		}
+	}
+	return nil
+}
+
+// changes reports whether an operation changes what is stored.
+func changes(op wire.Op) bool { return op == wire.OpSaveToken || op == wire.OpRemoveToken }
+
+// fromMemory answers what can be answered without waiting. Without data and without an error, it cannot.
+func (s *Server) fromMemory(req *wire.Request) (data wire.Data, err error) {
+	defer s.recovered(req.Op, &data, &err)
+	switch req.Op {
+	case wire.OpGetToken:
+		if t, ok := s.cfg.Vault.CachedToken(req.Provider, req.Bucket); ok && t != nil {
+			return t, nil
+		}
+	case wire.OpGetBucketStats:
+		if _, ok := s.cfg.Vault.CachedToken(req.Provider, req.Bucket); ok {
+			return wire.BucketStats{Bucket: req.Bucket}, nil
+		}
+	case wire.OpGetAPIKey:
+		if key, ok := s.cfg.Vault.CachedAPIKey(req.Name); ok {
+			return key, nil
+		}
+	default:
+		if e, ok := later[req.Op]; ok {
+			return nil, e
+		}
+	}
+	return nil, nil
+}
+
+// ask answers a request from the vault. After a read it asks for the scope once more: what was taken away while the
+// vault was busy is not served.
+func (s *Server) ask(ctx context.Context, req *wire.Request) (data wire.Data, err error) {
+	defer s.recovered(req.Op, &data, &err)
+	v := s.cfg.Vault
+	var list []string
+	switch req.Op {
+	case wire.OpSaveToken:
+		return wire.Empty{}, v.SaveToken(ctx, req.Provider, req.Bucket, req.Token)
+	case wire.OpRemoveToken:
+		return wire.Empty{}, s.removeToken(ctx, req)
+	case wire.OpGetToken:
+		var t *wire.Token
+		t, err = v.Token(ctx, req.Provider, req.Bucket)
+		switch {
+		case t != nil:
+			data = t
+		case err == nil:
+			err = errors.New("the vault returned neither a token nor an error")
+		}
+	case wire.OpGetBucketStats:
+		_, err = v.Token(ctx, req.Provider, req.Bucket)
+		data = wire.BucketStats{Bucket: req.Bucket}
+	case wire.OpGetAPIKey:
+		var key wire.APIKey
+		key, err = v.APIKey(ctx, req.Name)
+		data = key
+	case wire.OpHasAPIKey:
+		var exists bool
+		exists, err = v.HasAPIKey(ctx, req.Name)
+		data = wire.Exists(exists)
+	case wire.OpListProviders:
+		list, err = v.Providers(ctx)
+	case wire.OpListBuckets:
+		list, err = v.Buckets(ctx, req.Provider)
+	case wire.OpListAPIKeys:
+		list, err = v.APIKeys(ctx)
+	default:
+		return nil, fmt.Errorf("operation %q is not implemented", req.Op)
+	}
+	scope := s.cfg.Scope()
+	if e := allowed(scope, req); e != nil {
+		return nil, e
+	}
+	switch req.Op {
+	case wire.OpListProviders:
+		return wire.Providers(s.within(req.Op, list, err, scope.AllowsProvider)), nil
+	case wire.OpListBuckets:
+		allows := func(bucket string) bool { return scope.AllowsBucket(req.Provider, bucket) }
+		return wire.Buckets(s.within(req.Op, list, err, allows)), nil
+	case wire.OpListAPIKeys:
+		return wire.APIKeys(s.within(req.Op, list, err, scope.AllowsKey)), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return data, nil
+}
+
+// within returns the names that allow lets through. A store that failed has an empty list, which the protocol wants
+// so: a client starts without credentials rather than not at all.
+func (s *Server) within(op wire.Op, list []string, err error, allow func(string) bool) []string {
+	if err != nil {
+		s.log.Warn("the store failed; an empty list is answered", "op", string(op), "error", err)
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(name string) bool { return !allow(name) })
+}
+
+// removeToken answers success when the store fails, which the protocol wants so, and logs it. That it did not answer
+// in time or that the vault has a code for is told.
+func (s *Server) removeToken(ctx context.Context, req *wire.Request) error {
+	err := s.cfg.Vault.RemoveToken(ctx, req.Provider, req.Bucket)
+	if err == nil || errors.Is(err, wire.ErrNotFound) {
+		return nil
+	}
+	if _, coded := errors.AsType[*wire.Error](err); coded || ctx.Err() != nil {
+		return err
+	}
+	s.log.Warn("the store failed to remove a token; success is answered",
+		"provider", req.Provider, "bucket", req.Bucket, "error", err)
+	return nil
+}
+
+// failure returns what the peer is told about err. What has no code is told in a fixed text by its kind, and logged
+// here.
+func (s *Server) failure(req *wire.Request, err error) *wire.Error {
+	if e, ok := errors.AsType[*wire.Error](err); ok {
+		return e
+	}
+	e := errNoStore
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		e = errSlow
+	case errors.Is(err, context.Canceled):
+		e = errShutdown // the peer is not there to read it unless the server is shutting down
+	}
+	s.log.Warn("request failed", "op", string(req.Op), "provider", req.Provider, "bucket", req.Bucket, "key", req.Name, "error", err)
+	return e
+}
+
+// recovered turns a panic of the vault into an error. It is deferred.
+func (s *Server) recovered(op wire.Op, data *wire.Data, err *error) {
+	if v := recover(); v != nil {
+		s.logPanic(string(op), v)
+		*data, *err = nil, errPanic
+	}
+}
+
+// logPanic logs where the program panicked. A panic's value and a stack's arguments may hold a credential: of the
+// value only the type is logged, unless it is an error of Go's runtime, and of the stack only the places.
+func (s *Server) logPanic(where string, v any) {
+	what := fmt.Sprintf("%T", v)
+	if e, ok := errors.AsType[runtime.Error](asError(v)); ok {
+		what = e.Error()
+	}
+	pcs := make([]uintptr, 32)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
+	var stack strings.Builder
+	for {
+		f, more := frames.Next()
+		stack.WriteString(f.Function + " " + f.File + ":" + strconv.Itoa(f.Line) + "\n")
+		if !more {
+			break
+		}
+	}
+	s.log.Error("panic", "in", where, "value", what, "stack", stack.String())
+}
+
+func asError(v any) error {
+	err, _ := v.(error)
+	return err
+}
