@@ -405,7 +405,7 @@ const maxExpiry = 253402300799
 // [*RuleError].
 func DecodeToken(raw []byte) (*Token, error) { return decodeToken(raw, "") }
 
-// decodeToken ignores the member named except.
+// decodeToken ignores the member named except, if that is not empty.
 func decodeToken(raw []byte, except string) (*Token, error) {
 	var (
 		member [4][]byte
@@ -413,12 +413,13 @@ func decodeToken(raw []byte, except string) (*Token, error) {
 	)
 	s := scanner{in: raw}
 	s.members(tokenNames, member[:], func() {
-		if name := string(s.name); name == except || LongLived(name) {
-			s.value()
-		} else {
-			s.peek()
-			t.extra = append(t.extra, Field{name, s.prune(nil)})
+		name, value := string(s.name), s.value()
+		if LongLived(name) || except != "" && name == except || s.syntax != "" {
+			return
 		}
+		// What could be wrong with the value has been found already.
+		pruned, _ := prune(value, 0)
+		t.extra = append(t.extra, Field{name, pruned})
 	})
 	s.end()
 	if err := s.err(); err != nil {
