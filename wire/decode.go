@@ -413,7 +413,8 @@ func decodeToken(raw []byte, except string) (*Token, error) {
 	)
 	s := scanner{in: raw}
 	s.members(tokenNames, member[:], func() {
-		name, value := string(s.name), s.value()
+		name := string(s.name)
+		value := s.value()
 		if LongLived(name) || except != "" && name == except || s.syntax != "" {
 			return
 		}
