@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strconv"
@@ -174,14 +175,14 @@ func (s *Server) failure(req *wire.Request, err error) *wire.Error {
 	if e, ok := errors.AsType[*wire.Error](err); ok {
 		return e
 	}
-	e := errNoStore
+	e, level := errNoStore, slog.LevelWarn
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		e = errSlow
-	case errors.Is(err, context.Canceled):
-		e = errShutdown // the peer is not there to read it unless the server is shutting down
+	case errors.Is(err, context.Canceled): // by the peer, who does not wait for this answer, or by Shutdown
+		e, level = errShutdown, slog.LevelDebug
 	}
-	s.log.Warn("request failed", "op", string(req.Op), "provider", req.Provider, "bucket", req.Bucket, "key", req.Name, "error", err)
+	s.log.Log(context.Background(), level, "request failed", "op", string(req.Op), "provider", req.Provider, "bucket", req.Bucket, "key", req.Name, "error", err)
 	return e
 }
 

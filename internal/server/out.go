@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/credproxy/credproxy/internal/audit"
 	"github.com/credproxy/credproxy/internal/frame"
 	"github.com/credproxy/credproxy/wire"
 )
@@ -70,10 +71,10 @@ func (c *conn) flush() {
 	c.batch, c.batched = nil, c.batched[:0]
 }
 
-// encode puts an operation's answer into out, unless the call has been answered as cancelled. It waits, without having
-// encoded anything, until the peer has read enough. It returns the code of the answer, "" for success, and whether the
-// caller now has the right to write and must call drain.
-func (c *conn) encode(k *call, data wire.Data, e *wire.Error) (code wire.Code, write bool) {
+// reply records how an operation ended and sends its answer, unless the call has been answered as cancelled. It waits,
+// without having encoded anything, until the peer has read enough.
+func (c *conn) reply(k *call, data wire.Data, e *wire.Error) {
+	ready := time.Now()
 	size := sizeOf(data)
 	if e == nil && size > wire.MaxPayload(c.version) {
 		e = errTooLarge
@@ -86,13 +87,13 @@ func (c *conn) encode(k *call, data wire.Data, e *wire.Error) (code wire.Code, w
 	for c.unsent >= outBytes && c.err == nil && !k.answered {
 		c.room.Wait()
 	}
-	if k.answered {
-		return wire.CodeCancelled, false
-	}
-	k.answered = true
-	delete(c.calls, k.id)
-	if c.err != nil {
-		return codeOf(e), false
+	if k.answered || c.err != nil {
+		code := codeOf(e)
+		if k.answered && !changes(k.req.Op) {
+			code = wire.CodeCancelled // of a change, the record tells what became of it
+		}
+		c.record(new(audit.Event), k.req, code, k.begun, ready)
+		return
 	}
 	if size > heavySize && !c.srv.reserve(size) {
 		data, e, size = nil, errBusy, 0
@@ -101,22 +102,22 @@ func (c *conn) encode(k *call, data wire.Data, e *wire.Error) (code wire.Code, w
 		c.out = getBuffer()
 	}
 	start := len(c.out)
-	c.out, code = appendAnswer(slices.Grow(c.out, size), c.version, k.id, data, e)
+	var code wire.Code
+	c.out, code = appendAnswer(slices.Grow(c.out, size), c.version, k.req.ID, data, e)
 	n := len(c.out) - start
 	if size > heavySize {
 		c.srv.heavy.Add(int64(n - size))
 		c.outHeavy += n
 	}
 	c.unsent += n
-	write = !c.writing
-	c.writing = true
-	return code, write
-}
-
-func (c *conn) drain() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.drainLocked()
+	k.answered = true
+	delete(c.calls, k.req.ID)
+	// Before mu is given up: another goroutine may send the answer, and who has it should find it in the record.
+	c.record(new(audit.Event), k.req, code, k.begun, ready)
+	if !c.writing {
+		c.writing = true
+		c.drainLocked()
+	}
 }
 
 // drainLocked writes out until it is empty and gives the right to write back.

@@ -24,7 +24,8 @@ var (
 
 // call is one operation in a goroutine of its own. answered is guarded by the connection's mu.
 type call struct {
-	id       string
+	req      *wire.Request
+	begun    time.Time
 	cancel   context.CancelFunc // nil when the operation changes something
 	answered bool
 }
@@ -99,7 +100,7 @@ func (c *conn) start(req wire.Request, size int, begun time.Time) {
 		c.srv.heavy.Add(-int64(size))
 		return
 	}
-	k := &call{id: req.ID}
+	k := &call{req: &req, begun: begun}
 	c.mu.Lock()
 	if c.ctx == nil {
 		c.ctx, c.cancel = context.WithCancel(c.srv.ctx)
@@ -125,7 +126,7 @@ func (c *conn) start(req wire.Request, size int, begun time.Time) {
 	c.running++
 	c.mu.Unlock()
 	c.srv.running.Add(1)
-	go c.perform(ctx, cancel, k, &req, begun, size, shared)
+	go c.perform(ctx, cancel, k, size, shared)
 }
 
 // slot waits until one more operation may run: at most 64 of a connection, and beyond the first of each connection
@@ -162,11 +163,11 @@ func (c *conn) slot() (shared, ok bool) {
 }
 
 // perform is the goroutine of an operation.
-func (c *conn) perform(ctx context.Context, cancel context.CancelFunc, k *call, req *wire.Request, begun time.Time, size int, shared bool) {
+func (c *conn) perform(ctx context.Context, cancel context.CancelFunc, k *call, size int, shared bool) {
 	defer c.srv.running.Done()
 	defer func() {
 		if v := recover(); v != nil { // half an answer may be in the buffer
-			c.srv.logPanic(string(req.Op), v)
+			c.srv.logPanic(string(k.req.Op), v)
 			c.fail(errPanic)
 		}
 		cancel()
@@ -179,20 +180,12 @@ func (c *conn) perform(ctx context.Context, cancel context.CancelFunc, k *call, 
 		c.signal()
 		c.mu.Unlock()
 	}()
-	data, err := c.srv.ask(ctx, req)
-	ready := time.Now()
+	data, err := c.srv.ask(ctx, k.req)
 	var e *wire.Error
 	if err != nil {
-		e = c.srv.failure(req, err)
+		e = c.srv.failure(k.req, err)
 	}
-	code, write := c.encode(k, data, e)
-	if code == wire.CodeCancelled && changes(req.Op) {
-		code = codeOf(e) // the peer was told that it was cancelled; the record tells what became of it
-	}
-	c.record(new(audit.Event), req, code, begun, ready) // first: whoever has the answer finds it in the log's memory
-	if write {
-		c.drain()
-	}
+	c.reply(k, data, e)
 }
 
 // cancelCall answers the operation of the request id, if there is one, as cancelled. It answers in any case: an
