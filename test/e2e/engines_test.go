@@ -1,0 +1,432 @@
+//go:build e2e && linux
+
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/credproxy/credproxy/internal/oauthtest"
+)
+
+// sandboxed is a host, stocked, with an engine of its user's.
+type sandboxed struct {
+	*host
+	engine string
+	image  string // "" for bwrap
+	user   string // the home directory of the user on the real machine
+	oauth  *oauthtest.Server
+	shell  []string // a POSIX shell inside
+}
+
+// setting returns what test/engines.sh printed.
+func setting(t *testing.T, name string) string {
+	t.Helper()
+	v := os.Getenv(name)
+	if v == "" {
+		t.Fatalf(`%s is not set: the engines have to be prepared first, eval "$(test/engines.sh up | sed 's/^/export /')"`, name)
+	}
+	return v
+}
+
+// eachEngine runs f with every engine, as root and as an ordinary user.
+func eachEngine(t *testing.T, f func(t *testing.T, s *sandboxed)) {
+	for _, c := range []struct {
+		name, engine string
+		root         bool
+	}{
+		{"docker", "docker", true},
+		{"podman", "podman", true},
+		{"podman rootless", "podman", false},
+		{"bwrap", "bwrap", true},
+		{"bwrap as a user", "bwrap", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := &sandboxed{engine: c.engine, user: "/root", shell: []string{"/bin/sh", "-c"}}
+			uid, runtime := 0, ""
+			if !c.root {
+				u, err := user.Lookup(setting(t, "CREDPROXY_TEST_USER"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if uid, err = strconv.Atoi(u.Uid); err != nil {
+					t.Fatal(err)
+				}
+				s.user, runtime = u.HomeDir, setting(t, "CREDPROXY_TEST_USER_RUNTIME")
+			}
+			s.host, s.oauth = stockedFor(t, uid, generous+`
+[profiles.work]
+keys = ["openai", "nothing"]
+[profiles.work.providers]
+acme = ["default", "nowhere"]
+`)
+			s.vars = append(s.vars, "HOME="+s.user, "CONTAINERS_CONF="+setting(t, "CONTAINERS_CONF"))
+			if runtime != "" {
+				s.vars = append(s.vars, "XDG_RUNTIME_DIR="+runtime)
+			}
+			if c.engine != "bwrap" {
+				s.image = setting(t, "CREDPROXY_TEST_IMAGE")
+			}
+			if err := copyFile(guest, s.work+"/guest", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			f(t, s)
+		})
+	}
+}
+
+// args are those of `credproxy run … -- command`.
+func (s *sandboxed) args(flags []string, command ...string) []string {
+	args := append([]string{"run", "--engine", s.engine, "--profile", "work"}, flags...)
+	if s.image != "" {
+		args = append(args, "--image", s.image)
+	}
+	return append(append(args, "--"), command...)
+}
+
+// in runs a command in a sandbox.
+func (s *sandboxed) in(command ...string) result {
+	s.t.Helper()
+	return s.run(s.args(nil, command...)...)
+}
+
+// left waits until nothing of the work directory's processes, sockets and containers is left.
+func (s *sandboxed) nothingLeft(t *testing.T, what string) {
+	t.Helper()
+	eventually(t, patience, what+" leaves no process", func() bool { return len(processesWith(s.work)) == 0 })
+	eventually(t, patience, what+" leaves no socket", func() bool { return len(s.sockets()) == 0 })
+	if s.image != "" {
+		eventually(t, patience, what+" leaves no container", func() bool { return s.containers(t) == "" })
+	}
+}
+
+func (s *sandboxed) sockets() []string {
+	list, _ := filepath.Glob(s.tmp + "/llxprt-cred-*/*")
+	return list
+}
+
+// containers lists those that mount this test's work directory.
+func (s *sandboxed) containers(t *testing.T) string {
+	t.Helper()
+	out, err := s.program(s.engine, "ps", "-a", "--filter", "volume="+s.work, "--format", "{{.ID}} {{.Status}}").Output()
+	if err != nil {
+		t.Fatalf("%s ps: %v", s.engine, err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// processesWith returns the processes of the machine that have text in their arguments, but for this one.
+func processesWith(text string) map[int]string {
+	found := map[int]string{}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		cmdline, _ := os.ReadFile(dir + "/cmdline")
+		if pid != os.Getpid() && bytes.Contains(cmdline, []byte(text)) {
+			found[pid] = string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '}))
+		}
+	}
+	return found
+}
+
+func TestSandboxGetsItsCredentials(t *testing.T) {
+	eachEngine(t, func(t *testing.T, s *sandboxed) {
+		access := s.oauth.Issued().AccessTokens[0]
+		if r := s.in("credproxy", "token", "acme"); r.code != 0 || r.stdout != access+"\n" {
+			t.Fatalf("%v", r)
+		}
+		if r := s.in("credproxy", "key", "get", "openai"); r.code != 0 || r.stdout != testKey+"\n" {
+			t.Errorf("%v", r)
+		}
+		r := s.in("credproxy", "auth", "status", "--json")
+		var status struct {
+			Store  string
+			Logins []struct{ Provider, Bucket, State string }
+		}
+		if err := json.Unmarshal([]byte(r.stdout), &status); err != nil || r.code != 0 || fmt.Sprint(status.Logins) != "[{acme default ok}]" {
+			t.Errorf("%v: %v", err, r)
+		}
+		// Another client than ours, over the socket.
+		r = s.in("./guest", "ask", `"op":"get_token","payload":{"provider":"acme"}`, `"op":"get_token","payload":{"provider":"other"}`,
+			`"op":"list_api_keys"`, `"op":"get_api_key","payload":{"name":"hidden"}`)
+		if lines := strings.Split(r.stdout, "\n"); r.code != 0 || len(lines) != 5 || !strings.Contains(lines[0], access) ||
+			lines[1] != "UNAUTHORIZED" || lines[2] != `{"keys":["openai"]}` || lines[3] != "UNAUTHORIZED" {
+			t.Errorf("%v", r)
+		}
+		events := auditEvents(t, s.host)
+		if last := events[len(events)-1]; s.image != "" && last["container"] == nil {
+			t.Errorf("the audit log does not name the container: %v", last)
+		}
+	})
+}
+
+func TestSandboxExitStatuses(t *testing.T) {
+	eachEngine(t, func(t *testing.T, s *sandboxed) {
+		if err := os.WriteFile(s.work+"/plain", []byte("not a program"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			want    int
+			command []string
+		}{
+			{42, append(s.shell, "exit 42")},
+			{143, append(s.shell, "kill -TERM $$")},
+			{137, append(s.shell, "kill -KILL $$")},
+			{126, []string{"./plain"}},
+			{127, []string{"/nowhere/at/all"}},
+			{127, []string{"no-such-command"}},
+			{3, []string{"credproxy", "key", "get", "nothing"}},
+			{3, []string{"credproxy", "token", "acme/nowhere"}},
+			{5, []string{"credproxy", "token", "acme/work"}},
+			{5, []string{"credproxy", "key", "get", "hidden"}},
+			{1, []string{"credproxy", "key", "set", "openai"}},
+			{2, []string{"credproxy", "token", "a b"}},
+		} {
+			if r := s.in(c.command...); r.code != c.want {
+				t.Errorf("want status %d: %v", c.want, r)
+			}
+		}
+		if s.image != "" {
+			r := s.run("run", "--engine", s.engine, "--image", "localhost/credproxy-no-such-image:none", "--", "true")
+			if r.code != 125 || !strings.Contains(r.stderr, "credproxy: ") {
+				t.Errorf("an image that is not there: %v", r)
+			}
+		}
+		if r := s.run("run", "--engine", s.engine, "--profile", "nowhere", "--", "true"); r.code == 0 || !strings.Contains(r.stderr, "nowhere") {
+			t.Errorf("a profile that is not there: %v", r)
+		}
+		s.nothingLeft(t, "failing")
+	})
+}
+
+func TestSandboxPassesDataThrough(t *testing.T) {
+	eachEngine(t, func(t *testing.T, s *sandboxed) {
+		data := make([]byte, 300_000)
+		for i := range data {
+			data[i] = byte(i * 7 / 3)
+		}
+		if r := s.runWith(string(data), s.args(nil, "/bin/cat")...); r.code != 0 || r.stdout != string(data) {
+			t.Errorf("300,000 bytes through cat: status %d, %d bytes came back; stderr: %s", r.code, len(r.stdout), r.stderr)
+		}
+		r := s.in(append(s.shell, `echo out; echo err >&2; echo "$1|$2" > made-inside`, "name", "two words", `quote " and $HOME`)...)
+		if r.code != 0 || r.stdout != "out\n" || strings.TrimSpace(r.stderr) != "err" {
+			t.Errorf("%v", r)
+		}
+		made := s.work + "/made-inside"
+		text, err := os.ReadFile(made)
+		if err != nil || string(text) != "two words|quote \" and $HOME\n" {
+			t.Errorf("arguments and the work directory: %q, %v", text, err)
+		}
+		if info, err := os.Stat(made); err == nil && int(info.Sys().(*syscall.Stat_t).Uid) != s.uid {
+			t.Errorf("a file that was made inside belongs to %d, want %d", info.Sys().(*syscall.Stat_t).Uid, s.uid)
+		}
+		s.nothingLeft(t, "a normal end")
+	})
+}
+
+// A hostile program in the sandbox looks for everything that must not be there.
+func TestSandboxSeesNothingElse(t *testing.T) {
+	eachEngine(t, func(t *testing.T, s *sandboxed) {
+		other := s.serve() // another sandbox's proxy
+		const inherited, passed = "test-secret-of-the-parent", "test-passed-on-by-name"
+		s.vars = append(s.vars, "OPENAI_API_KEY="+inherited, "AWS_SECRET_ACCESS_KEY="+inherited, "PASSED_ON="+passed)
+		private, err := os.CreateTemp(s.user, ".cpe2e-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.Remove(private.Name()) })
+		if _, err := private.WriteString("test-file-in-the-home-directory"); err != nil {
+			t.Fatal(err)
+		}
+		private.Close()
+		s.own(private.Name())
+
+		b := s.start(s.command(s.args([]string{"--env", "PASSED_ON", "--env", "GIVEN=test-given-value"},
+			append(s.shell, `./guest look-around "$@" && ./guest linger "$PWD/lingers"`, "guest",
+				s.work, s.home, s.tmp, private.Name(), filepath.Dir(other.socket), other.socket, "/usr/local/bin/credproxy", "/run/credproxy/bin/credproxy", "/etc/passwd", "/")...)...))
+		eventually(t, time.Minute, "the guest has looked around: "+b.stderr.String(), func() bool {
+			select {
+			case <-b.ended:
+				t.Fatalf("the sandbox ended; stdout %d bytes, stderr: %s", len(b.stdout.String()), b.stderr)
+			default:
+			}
+			return strings.HasSuffix(b.stdout.String(), "here\n")
+		})
+		// While it runs: what can be seen of it on the host.
+		var host []byte
+		dirs, _ := filepath.Glob("/proc/[0-9]*")
+		for _, dir := range dirs {
+			if pid, _ := strconv.Atoi(filepath.Base(dir)); pid == os.Getpid() {
+				continue
+			}
+			cmdline, _ := os.ReadFile(dir + "/cmdline")
+			host = append(host, cmdline...)
+		}
+		var engineSays []byte
+		if s.image != "" {
+			id, _, _ := strings.Cut(s.containers(t), " ")
+			engineSays, err = s.program(s.engine, "inspect", id).Output()
+			if err != nil || len(engineSays) < 100 {
+				t.Fatalf("inspect %s: %v", id, err)
+			}
+		}
+		running := s.sockets()
+		b.signal(syscall.SIGTERM)
+		b.wait(patience)
+
+		var saw surroundings
+		if err := json.Unmarshal([]byte(strings.TrimSuffix(b.stdout.String(), "here\n")), &saw); err != nil {
+			t.Fatal(err)
+		}
+		sees := func(path string) bool { return slices.Contains(saw.Names, path) }
+
+		// The one socket.
+		if len(running) != 2 {
+			t.Fatalf("sockets on the host: %v", running)
+		}
+		var own string
+		for _, path := range running {
+			if path != other.socket {
+				own = path
+			}
+		}
+		if fmt.Sprint(saw.Sockets) != fmt.Sprint([]string{own}) {
+			t.Errorf("sockets inside: %v, want only %s", saw.Sockets, own)
+		}
+		if !slices.Contains(saw.Env, "LLXPRT_CREDENTIAL_SOCKET="+own) {
+			t.Errorf("LLXPRT_CREDENTIAL_SOCKET is not %s in %v", own, saw.Env)
+		}
+		// Only what it was given.
+		for _, path := range []string{s.home, s.home + "/config.toml", private.Name(), other.socket} {
+			if sees(path) || saw.Readable[path] || saw.Writable[path] {
+				t.Errorf("%s: seen %v, readable %v, writable %v", path, sees(path), saw.Readable[path], saw.Writable[path])
+			}
+		}
+		if !saw.Writable[s.work] || saw.Dir != s.work {
+			t.Errorf("the work directory %s: writable %v; the current directory is %s", s.work, saw.Writable[s.work], saw.Dir)
+		}
+		for _, path := range []string{"/usr/local/bin/credproxy", "/run/credproxy/bin/credproxy", "/etc/passwd"} {
+			if saw.Writable[path] && s.uid != 0 || saw.Writable[path] && path != "/etc/passwd" {
+				t.Errorf("%s is writable", path)
+			}
+		}
+		// Who it is.
+		if saw.UID != s.uid {
+			t.Errorf("UID inside is %d, want %d", saw.UID, s.uid)
+		}
+		for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapAmb"} {
+			if strings.Trim(saw.Status[set], "0") != "" {
+				t.Errorf("%s inside is %s", set, saw.Status[set])
+			}
+		}
+		if saw.Status["NoNewPrivs"] != "1" {
+			t.Errorf("NoNewPrivs inside is %s", saw.Status["NoNewPrivs"])
+		}
+		for pid, process := range saw.Processes {
+			if strings.Contains(process, "--json") || regexp.MustCompile(`credproxy\S* (serve|run)`).MatchString(process) {
+				t.Errorf("process %s of the host is visible inside: %s", pid, process)
+			}
+		}
+		// No secret anywhere: all files, all processes, the whole environment, the arguments on the host, the engine's records.
+		secret := canaries{}
+		issued := s.oauth.Issued()
+		secret.add(t, "refresh token", issued.RefreshTokens...)
+		secret.add(t, "access token", issued.AccessTokens...)
+		secret.add(t, "code", issued.Codes...)
+		secret.add(t, "API key", testKey, "test-api-key-hidden", "test-client-secret-value")
+		secret.add(t, "variable of the parent", inherited)
+		secret.add(t, "file in the home directory", "test-file-in-the-home-directory")
+		for path, data := range filesBelow(t, s.home) {
+			if len(data) >= 32 && len(data) <= 128 {
+				secret.add(t, "the content of "+path, strings.TrimSpace(string(data)))
+			}
+		}
+		for path, data := range saw.Files {
+			secret.search(t, path+" inside", data)
+		}
+		secret.search(t, "the environment inside", []byte(strings.Join(saw.Env, "\n")))
+		secret.search(t, "the processes inside", []byte(fmt.Sprint(saw.Processes)))
+		secret.search(t, "the arguments of processes on the host", host)
+		secret.search(t, "the engine's own record", engineSays)
+		if !slices.Contains(saw.Env, "PASSED_ON="+passed) || !slices.Contains(saw.Env, "GIVEN=test-given-value") {
+			t.Errorf("what --env passed on is not in %v", saw.Env)
+		}
+		if bytes.Contains(host, []byte(passed)) {
+			t.Error("a variable that was passed on by name is in the arguments of a process on the host")
+		}
+		other.stop()
+		s.nothingLeft(t, "SIGTERM")
+	})
+}
+
+func TestSandboxIsToldToEnd(t *testing.T) {
+	eachEngine(t, func(t *testing.T, s *sandboxed) {
+		// A program that handles the signal decides itself how it ends.
+		b := s.start(s.command(s.args(nil, append(s.shell, `trap 'echo told; exit 33' TERM; echo ready; while :; do sleep 0.05; done`)...)...))
+		eventually(t, time.Minute, "the command runs", func() bool { return strings.Contains(b.stdout.String(), "ready") })
+		b.signal(syscall.SIGTERM)
+		if code := b.wait(patience); code != 33 || !strings.Contains(b.stdout.String(), "told") {
+			t.Errorf("status %d, want the command's own 33; stdout: %s stderr: %s", code, b.stdout, b.stderr)
+		}
+		s.nothingLeft(t, "SIGTERM")
+
+		// One that ignores it is killed.
+		b = s.start(s.command(s.args(nil, "./guest", "linger", s.work+"/lingers", "stubborn")...))
+		eventually(t, time.Minute, "the command runs", func() bool { return strings.Contains(b.stdout.String(), "here") })
+		begun := time.Now()
+		b.signal(syscall.SIGTERM)
+		if code := b.wait(30 * time.Second); code == 0 || time.Since(begun) > 15*time.Second {
+			t.Errorf("a command that ignores SIGTERM ended with %d after %v", code, time.Since(begun))
+		}
+		s.nothingLeft(t, "SIGTERM to a stubborn command")
+	})
+}
+
+func TestSandboxOfAKilledRunIsRemoved(t *testing.T) {
+	eachEngine(t, func(t *testing.T, s *sandboxed) {
+		b := s.start(s.command(s.args(nil, "./guest", "linger", s.work+"/lingers", "stubborn")...))
+		eventually(t, time.Minute, "the command runs", func() bool { return strings.Contains(b.stdout.String(), "here") })
+		socket := s.sockets()[0]
+		b.signal(syscall.SIGKILL)
+		<-b.ended
+		if r := s.in(append(s.shell, "exit 0")...); r.code != 0 {
+			t.Fatalf("the next start: %v", r)
+		}
+		s.nothingLeft(t, "the start after kill -9")
+		if _, err := os.Lstat(socket); !os.IsNotExist(err) {
+			t.Errorf("%s: %v", socket, err)
+		}
+	})
+}
+
+// What would open the sandbox is refused before anything starts.
+func TestSandboxRefusesToBeOpened(t *testing.T) {
+	eachEngine(t, func(t *testing.T, s *sandboxed) {
+		for _, flags := range [][]string{
+			{"--volume", s.home + ":/stolen"},
+			{"--volume", filepath.Dir(s.home) + ":/stolen"},
+			{"--volume", s.tmp + ":/stolen"},
+			{"--volume", "/:/stolen"},
+			{"--engine-arg=--privileged"},
+			{"--engine-arg=--cap-add=ALL"},
+			{"--engine-arg=--pid=host"},
+			{"--engine-arg=--bind", "--engine-arg=/", "--engine-arg=/stolen"},
+			{"--env", "LLXPRT_CREDENTIAL_SOCKET=/elsewhere"},
+		} {
+			if r := s.run(s.args(flags, append(s.shell, "ls /stolen; echo opened")...)...); r.code == 0 || strings.Contains(r.stdout, "opened") && strings.Contains(r.stdout, "config") {
+				t.Errorf("%v: %v", flags, r)
+			}
+		}
+	})
+}
