@@ -59,10 +59,13 @@ func AppendRequest(dst []byte, v int, r *Request) []byte {
 		dst = append(dst, '"')
 		dst = append(dst, name...)
 		dst = append(dst, `":`...)
-		if i == fieldToken {
-			dst = r.Token.appendData(dst)
-		} else {
+		switch {
+		case i != fieldToken:
 			dst = appendString(dst, value)
+		case r.Token == nil:
+			dst = append(dst, "null"...) // the server will refuse it
+		default:
+			dst = r.Token.appendData(dst)
 		}
 	}
 	return append(dst, `}}`...)
