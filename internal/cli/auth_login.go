@@ -96,7 +96,7 @@ func unknownProvider(err error, name string, c *config.Config) error {
 		names = append(names, n)
 	}
 	slices.Sort(names)
-	hint := fmt.Sprintf("describe it in [providers.%s] of %s", name, c.Path)
+	hint := fmt.Sprintf("describe it in [providers.%s] of %s", shown(name, "NAME"), c.Path)
 	if near := nearest(name, names); near != "" {
 		hint = "did you mean " + near + "?"
 	}

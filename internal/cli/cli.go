@@ -219,4 +219,3 @@ func noCommand(c *cobra.Command, args []string) error {
 
 // errPrinted: the command has said all there is to say.
 var errPrinted = errors.New("already printed")
-

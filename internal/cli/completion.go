@@ -114,7 +114,7 @@ func (a *app) completeLogins(c *cobra.Command, args []string, typed string) ([]c
 				return names
 			}
 			for _, b := range buckets {
-				names = append(names, login{p, b}.String())
+				names = append(names, login{p, b}.name())
 			}
 		}
 		return names

@@ -34,9 +34,26 @@ func (k insideKeys) read(ctx context.Context, name string) (wire.APIKey, bool, e
 
 func (k insideKeys) names(ctx context.Context) ([]string, error) { return k.APIKeys(ctx) }
 
-// loginInside asks the proxy to begin a login.
+// flowTypes are the protocol's names of the flows.
+var flowTypes = map[string]wire.FlowType{
+	vault.FlowPaste: wire.FlowPKCERedirect, vault.FlowDevice: wire.FlowDeviceCode, vault.FlowBrowser: wire.FlowBrowserRedirect,
+}
+
+// loginInside asks the proxy to begin a login. This version has no way to go on with one, and no proxy of this version
+// begins any.
 func (a *app) loginInside(ctx context.Context, l login, flow string) error {
-	return errors.New("not yet")
+	c := client.New(client.Options{Socket: os.Getenv(socketVariable)})
+	defer c.Close()
+	hint := "log in on the host: credproxy auth login " + l.String()
+	session, err := c.OAuthInitiate(ctx, l.provider, l.bucket, flowTypes[flow])
+	if err == nil {
+		_ = c.OAuthCancel(ctx, session.ID)
+		err = errors.New("the proxy began a login that this version of credproxy cannot finish from inside")
+	}
+	if errors.Is(err, wire.ErrUnauthorized) || statusOf(err) == exitUnreachable {
+		return err
+	}
+	return &failure{err: err, hint: hint}
 }
 
 // logoutInside has the proxy remove a login. One that is not there counts as removed, as for every client of the proxy.

@@ -48,21 +48,22 @@ process on the machine and stay in the shell's history.`,
 			if err != nil {
 				return err
 			}
+			what := "key set " + shown(name, "NAME")
 			if inside() {
-				return failed("key set "+name, client.ErrSandboxKeys)
+				return failed(what, client.ErrSandboxKeys)
 			}
 			// The store first: whoever types a key should not learn afterwards that it cannot be stored.
 			h, err := a.openHost(c.Context())
 			if err != nil {
-				return failed("key set "+name, err)
+				return failed(what, err)
 			}
 			defer h.Close()
 			value, err := a.readKey(c.Context(), name)
 			if err != nil {
-				return failed("key set "+name, err)
+				return failed(what, err)
 			}
 			if err := h.SetAPIKey(c.Context(), name, value); err != nil {
-				return failed("key set "+name, err)
+				return failed(what, err)
 			}
 			fmt.Fprintf(a.stderr, "stored the key %s in the %s store\n", name, h.StoreName())
 			return nil
@@ -73,7 +74,7 @@ process on the machine and stay in the shell's history.`,
 // readKey reads the value from a prompt if stdin is a terminal, else from stdin to its end.
 func (a *app) readKey(ctx context.Context, name string) (string, error) {
 	if isTerminal(a.stdin) {
-		line, err := ask(ctx, a.stdin, "value of the key "+name+" (not shown): ")
+		line, err := ask(ctx, a.stdin, "value of the key "+shown(name, "NAME")+" (not shown): ")
 		if err == nil && len(strings.TrimSpace(string(line))) == 0 {
 			err = errors.New("nothing was typed")
 		}
@@ -85,7 +86,7 @@ func (a *app) readKey(ctx context.Context, name string) (string, error) {
 	case err != nil:
 		return "", fmt.Errorf("reading stdin: %w", err)
 	case value == "":
-		return "", &failure{err: errors.New("stdin is empty"), hint: "pipe the key in, or run credproxy key set " + name + " in a terminal to be asked for it"}
+		return "", &failure{err: errors.New("stdin is empty"), hint: "pipe the key in, or run credproxy key set " + shown(name, "NAME") + " in a terminal to be asked for it"}
 	case len(b) == 2*vault.MaxKeyLen:
 		return "", fmt.Errorf("the key is longer than %d KiB", vault.MaxKeyLen>>10)
 	default:
@@ -136,17 +137,18 @@ func (a *app) keyGetCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			what := "key get " + shown(name, "NAME")
 			ks, done, err := a.openKeys(c.Context())
 			if err != nil {
-				return failed("key get "+name, err)
+				return failed(what, err)
 			}
 			defer done()
 			key, found, err := ks.read(c.Context(), name)
 			if err != nil {
-				return failed("key get "+name, err)
+				return failed(what, err)
 			}
 			if !found {
-				return keyNotFound(c.Context(), "key get "+name, name, ks)
+				return keyNotFound(c.Context(), what, name, ks)
 			}
 			return a.write(string(key) + "\n")
 		},
@@ -154,9 +156,9 @@ func (a *app) keyGetCommand() *cobra.Command {
 }
 
 func keyNotFound(ctx context.Context, what, name string, ks keys) *failure {
-	f := &failure{what: what, err: errNotStored, status: exitNotFound, hint: "store it: credproxy key set " + name}
+	f := &failure{what: what, err: errNotStored, status: exitNotFound, hint: "store it: credproxy key set " + shown(name, "NAME")}
 	if inside() {
-		f.hint = "store it on the host: credproxy key set " + name
+		f.hint = "store it on the host: credproxy key set " + shown(name, "NAME")
 	}
 	if names, err := ks.names(ctx); err == nil {
 		if near := nearest(name, names); near != "" {
@@ -216,24 +218,25 @@ func (a *app) keyRemoveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			what := "key remove " + shown(name, "NAME")
 			if inside() {
-				return failed("key remove "+name, client.ErrSandboxKeys)
+				return failed(what, client.ErrSandboxKeys)
 			}
 			h, err := a.openHost(c.Context())
 			if err != nil {
-				return failed("key remove "+name, err)
+				return failed(what, err)
 			}
 			defer h.Close()
 			err = h.RemoveAPIKey(c.Context(), name)
 			if errors.Is(err, wire.ErrNotFound) {
-				f := keyNotFound(c.Context(), "key remove "+name, name, hostKeys{h})
+				f := keyNotFound(c.Context(), what, name, hostKeys{h})
 				if !strings.HasPrefix(f.hint, "did you mean") {
 					f.hint = "credproxy key list shows the names"
 				}
 				return f
 			}
 			if err != nil {
-				return failed("key remove "+name, err)
+				return failed(what, err)
 			}
 			fmt.Fprintf(a.stderr, "removed the key %s\n", name)
 			return nil

@@ -14,16 +14,30 @@ import (
 // login names one stored login.
 type login struct{ provider, bucket string }
 
-// String is the login as commands take it; the bucket "default" goes without saying.
+// String is for messages: as commands take it, without the bucket "default", and without what may be a secret.
 func (l login) String() string {
+	return login{shown(l.provider, "PROVIDER"), shown(l.bucket, "BUCKET")}.name()
+}
+
+// name is the login as commands take it; the bucket "default" goes without saying.
+func (l login) name() string {
 	if l.bucket == wire.DefaultBucket {
 		return l.provider
 	}
-	return l.provider + "/" + l.bucket
+	return l.full()
 }
 
 // full names the bucket in any case.
 func (l login) full() string { return l.provider + "/" + l.bucket }
+
+// shown is name as a message may repeat it, before it is known to be one: what is as long as an API key may be one, typed
+// in the wrong place. In its stead stands what it should have been.
+func shown(name, instead string) string {
+	if len(name) > 24 {
+		return instead
+	}
+	return name
+}
 
 // parseLogin reads PROVIDER[/BUCKET].
 func parseLogin(c *cobra.Command, s string) (login, error) {
@@ -55,7 +69,7 @@ func nearest(name string, names []string) string {
 	if len(name) > wire.MaxNameLen {
 		return ""
 	}
-	best, distance := "", 1+max(1, len(name)/3)
+	best, distance := "", 1+max(min(2, len(name)-2), len(name)/3)
 	for _, n := range names {
 		if d := levenshtein.ComputeDistance(strings.ToLower(name), strings.ToLower(n)); d < distance && n != name {
 			best, distance = n, d

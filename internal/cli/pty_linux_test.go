@@ -1,0 +1,100 @@
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+)
+
+// typing runs a command on a terminal of its own and types an answer whenever a prompt shows; what the terminal showed
+// is in the file "screen" then: typing STATUS PROMPT=ANSWER… -- COMMAND…
+func typing(ts *testscript.TestScript, neg bool, args []string) {
+	at := 0
+	for at < len(args) && args[at] != "--" {
+		at++
+	}
+	if neg || at < 1 || at+1 >= len(args) {
+		ts.Fatalf("usage: typing STATUS PROMPT=ANSWER… -- COMMAND…")
+	}
+	master, slave, err := openPTY()
+	ts.Check(err)
+	defer master.Close()
+	cmd := command(ts, args[at+1:])
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	ts.Check(cmd.Start())
+	ts.Check(slave.Close())
+	ts.Check(master.SetReadDeadline(time.Now().Add(time.Minute)))
+
+	var screen bytes.Buffer
+	prompts, seen := args[1:at], 0
+	buffer := make([]byte, 4096)
+	for {
+		n, err := master.Read(buffer)
+		screen.Write(buffer[:n])
+		if len(prompts) > 0 {
+			prompt, answer, _ := strings.Cut(prompts[0], "=")
+			if i := strings.Index(screen.String()[seen:], prompt); i >= 0 && quiet(master) {
+				seen += i + len(prompt)
+				prompts = prompts[1:]
+				_, err := master.WriteString(answer + "\n")
+				ts.Check(err)
+			}
+		}
+		if err != nil { // EIO: nobody has the terminal open any more
+			break
+		}
+	}
+	err = cmd.Wait()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		ts.Fatalf("%v", err)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("screen"), []byte(strings.ReplaceAll(screen.String(), "\r\n", "\n")), 0o600))
+	if len(prompts) > 0 {
+		ts.Fatalf("the prompt %q never came:\n%s", prompts[0], screen.String())
+	}
+	if got := strconv.Itoa(cmd.ProcessState.ExitCode()); got != args[0] {
+		ts.Fatalf("exited with status %s, not %s:\n%s", got, args[0], screen.String())
+	}
+}
+
+// quiet waits until the terminal does not echo: a prompt is printed a moment before that.
+func quiet(master *os.File) bool {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		state, err := unix.IoctlGetTermios(int(master.Fd()), unix.TCGETS)
+		if err != nil {
+			return false
+		}
+		if state.Lflag&unix.ECHO == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func openPTY() (master, slave *os.File, err error) {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	master = os.NewFile(uintptr(fd), "/dev/ptmx")
+	if err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err == nil {
+		var n int
+		if n, err = unix.IoctlGetInt(fd, unix.TIOCGPTN); err == nil {
+			slave, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|syscall.O_NOCTTY, 0)
+		}
+	}
+	if err != nil {
+		_ = master.Close()
+		return nil, nil, err
+	}
+	return master, slave, nil
+}

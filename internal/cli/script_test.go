@@ -1,0 +1,351 @@
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/oauthtest"
+	"github.com/credproxy/credproxy/internal/vault"
+)
+
+// TestMain lets scripts run the real command, in processes of its own, and a browser that follows redirects.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"credproxy": func() { os.Exit(Main()) },
+		"browse":    browse,
+		"failing":   func() { os.Exit(1) },
+	})
+}
+
+// browse stands for a person with a browser who agrees to everything.
+func browse() {
+	response, err := http.Get(os.Args[len(os.Args)-1])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	_ = response.Body.Close()
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Setup:               setupScript,
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits":     exits,
+			"oauth":     oauth,
+			"login":     loginCmd,
+			"expire":    expire,
+			"proxy":     proxy,
+			"end":       end,
+			"interrupt": interrupt,
+			"typing":    typing,
+			"nosecrets": noSecrets,
+			"jsonkeys":  jsonKeys,
+			"secretfile": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Join(args[2:], " ")+"\n"), 0o600))
+				mode, err := strconv.ParseUint(args[1], 8, 32)
+				ts.Check(err)
+				ts.Check(os.Chmod(ts.MkAbs(args[0]), os.FileMode(mode)))
+			},
+		},
+	})
+}
+
+// script is what one script has running.
+type script struct {
+	server *oauthtest.Server
+	proxy  *exec.Cmd
+	stderr strings.Builder
+	keys   []string // API keys that no output but `key get` may show
+}
+
+type scriptKey struct{}
+
+func running(ts *testscript.TestScript) *script { return ts.Value(scriptKey{}).(*script) }
+
+func setupScript(e *testscript.Env) error {
+	// Short, for the path of the socket; testscript's own directories are too long for it.
+	tmp, err := os.MkdirTemp("/tmp", "cp")
+	if err != nil {
+		return err
+	}
+	e.Defer(func() { _ = os.RemoveAll(tmp) })
+	home := filepath.Join(e.WorkDir, "credhome")
+	if err := os.Mkdir(home, 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(home, "config.toml"), []byte(fileStore), 0o600); err != nil {
+		return err
+	}
+	for _, name := range scriptVariables {
+		e.Setenv(name, map[string]string{
+			"CREDPROXY_HOME": home, "HOME": filepath.Join(e.WorkDir, "home"), "TMPDIR": tmp, "BROWSER": "browse", "TERM": "xterm",
+		}[name])
+	}
+	self, err := exec.LookPath("credproxy")
+	if err != nil {
+		return err
+	}
+	e.Setenv("CREDPROXY", self)
+	if err := os.Mkdir(filepath.Join(e.WorkDir, "home"), 0o700); err != nil {
+		return err
+	}
+	s := &script{keys: []string{"test-api-key-1", "test-api-key-2"}}
+	e.Values[scriptKey{}] = s
+	e.Defer(func() {
+		if s.proxy != nil {
+			_ = s.proxy.Process.Kill()
+			_ = s.proxy.Wait()
+		}
+		if s.server != nil {
+			_ = s.server.Close(context.Background())
+		}
+	})
+	return nil
+}
+
+// scriptVariables are what our command, and those that it starts, look at; scripts begin with most of them empty.
+var scriptVariables = []string{
+	"CREDPROXY_HOME", "CREDPROXY_CONFIG", "CREDPROXY_PASSPHRASE_FILE", "LLXPRT_CREDENTIAL_SOCKET", "HOME", "TMPDIR",
+	"BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "TERM", "NO_COLOR",
+}
+
+const fileStore = "store = \"file\"\n[file_store]\nkey = \"file\"\n"
+
+// exits runs a command and compares its exit status: exits 3 credproxy token acme.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits STATUS COMMAND…")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	status := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		status = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if want, err := strconv.Atoi(args[0]); err != nil || status != want {
+		ts.Fatalf("%s exited with status %d, not %s", strings.Join(args[1:], " "), status, args[0])
+	}
+}
+
+// oauth starts an authorization server and describes it as the provider acme: oauth [deny|ask].
+func oauth(ts *testscript.TestScript, _ bool, args []string) {
+	s := running(ts)
+	o := oauthtest.Options{
+		Clients: []oauthtest.Client{{ID: "test-client", RedirectURIs: []string{"http://127.0.0.1/callback"}}},
+		Extra:   map[string]any{"account_id": "test-account"},
+	}
+	for _, a := range args {
+		switch a {
+		case "deny":
+			o.Approval = oauthtest.DenyAll
+		case "ask":
+			o.Approval = oauthtest.AskUser
+		default:
+			ts.Fatalf("usage: oauth [deny|ask]")
+		}
+	}
+	var err error
+	s.server, err = oauthtest.Start(o)
+	ts.Check(err)
+	text := fileStore + fmt.Sprintf(`
+[providers.acme]
+client_id = "test-client"
+authorize_url = "%[1]s/authorize"
+token_url = "%[1]s/token"
+revoke_url = "%[1]s/revoke"
+redirect_url = "http://127.0.0.1/callback"
+token_fields = ["account_id"]
+
+[profiles.narrow]
+keys = ["one"]
+operations = ["get", "list"]
+[profiles.narrow.providers]
+acme = ["default"]
+`, s.server.URL())
+	ts.Check(os.WriteFile(filepath.Join(ts.Getenv("CREDPROXY_HOME"), "config.toml"), []byte(text), 0o600))
+}
+
+// loginCmd is a login that has to work: login acme/work.
+func loginCmd(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(ts.Exec("credproxy", "auth", "login", args[0]))
+}
+
+// expire moves the expiry of a stored login into the past, as time would: expire acme default.
+func expire(ts *testscript.TestScript, _ bool, args []string) {
+	home := ts.Getenv("CREDPROXY_HOME")
+	c, err := config.Load(filepath.Join(home, "config.toml"))
+	ts.Check(err)
+	v, err := vault.Open(context.Background(), vault.Options{
+		Config: c, Logger: slog.New(slog.DiscardHandler),
+		Dirs: config.Dirs{Config: home, State: filepath.Join(home, "state"), Data: filepath.Join(home, "data")},
+	})
+	ts.Check(err)
+	defer v.Close()
+	t, err := v.Token(context.Background(), args[0], args[1])
+	ts.Check(err)
+	past := *t
+	past.Expiry = time.Now().Add(-90 * time.Minute).Unix()
+	ts.Check(v.SaveToken(context.Background(), args[0], args[1], &past))
+}
+
+// proxy starts `credproxy serve` with the arguments, waits for its first line, and sets SOCKET and PROXY_PID. With
+// --json or not, the line is in the file "line".
+func proxy(ts *testscript.TestScript, _ bool, args []string) {
+	s := running(ts)
+	s.proxy = command(ts, append([]string{"credproxy", "serve"}, args...))
+	s.stderr.Reset()
+	s.proxy.Stderr = &s.stderr
+	stdout, err := s.proxy.StdoutPipe()
+	ts.Check(err)
+	ts.Check(s.proxy.Start())
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		_ = s.proxy.Wait()
+		s.proxy = nil
+		ts.Fatalf("serve did not print its line: %v\n%s", err, s.stderr.String())
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("line"), []byte(line), 0o600))
+	socket := strings.TrimSuffix(strings.TrimPrefix(line, socketVariable+"='"), "'; export "+socketVariable+";\n")
+	var object struct {
+		Socket string
+		PID    int
+	}
+	if json.Unmarshal([]byte(line), &object) == nil {
+		socket = object.Socket
+		if object.PID != s.proxy.Process.Pid {
+			ts.Fatalf("serve is process %d and says it is %d", s.proxy.Process.Pid, object.PID)
+		}
+	}
+	if info, err := os.Stat(socket); err != nil || info.Mode()&os.ModeSocket == 0 {
+		ts.Fatalf("%q is not a socket: %v", socket, err)
+	}
+	ts.Setenv("SOCKET", socket)
+	ts.Setenv("PROXY_PID", strconv.Itoa(s.proxy.Process.Pid))
+}
+
+// command is a process with the script's environment and directory, for what testscript's own exec cannot do.
+func command(ts *testscript.TestScript, args []string) *exec.Cmd {
+	path, err := exec.LookPath(args[0])
+	ts.Check(err)
+	cmd := exec.Command(path, args[1:]...)
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Env = os.Environ()
+	for _, name := range scriptVariables {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
+	return cmd
+}
+
+// interrupt starts a command, sends it SIGINT once it says that it waits, and demands the status that a shell gives to
+// what SIGINT ended. Its stderr is in the file "interrupted".
+func interrupt(ts *testscript.TestScript, _ bool, args []string) {
+	cmd := command(ts, args)
+	var stderr bytes.Buffer
+	lines, err := cmd.StderrPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	for r := bufio.NewReader(io.TeeReader(lines, &stderr)); ; {
+		line, err := r.ReadString('\n')
+		if strings.HasPrefix(line, "waiting for") {
+			ts.Check(cmd.Process.Signal(syscall.SIGINT))
+		}
+		if err != nil {
+			break
+		}
+	}
+	_ = cmd.Wait()
+	ts.Check(os.WriteFile(ts.MkAbs("interrupted"), stderr.Bytes(), 0o600))
+	if status := cmd.ProcessState.ExitCode(); status != 130 {
+		ts.Fatalf("%s exited with status %d\n%s", args[0], status, stderr.String())
+	}
+}
+
+// end sends the proxy a signal and compares its exit status; its log is in the file "log" then: end TERM 0.
+func end(ts *testscript.TestScript, _ bool, args []string) {
+	s := running(ts)
+	sig := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL}[args[0]]
+	ts.Check(s.proxy.Process.Signal(sig))
+	_ = s.proxy.Wait()
+	status := s.proxy.ProcessState.ExitCode()
+	s.proxy = nil
+	ts.Check(os.WriteFile(ts.MkAbs("log"), []byte(s.stderr.String()), 0o600))
+	if strconv.Itoa(status) != args[1] {
+		ts.Fatalf("serve exited with status %d after SIG%s\n%s", status, args[0], s.stderr.String())
+	}
+}
+
+// noSecrets looks for secrets where none may be: in files, and in "stdout" and "stderr". With -token first, access
+// tokens may be there; with -key, API keys.
+func noSecrets(ts *testscript.TestScript, _ bool, args []string) {
+	s := running(ts)
+	var issued oauthtest.Issued
+	if s.server != nil {
+		issued = s.server.Issued()
+	}
+	secrets := append(append(issued.RefreshTokens, issued.Codes...), issued.DeviceCodes...)
+	tokens, keys := issued.AccessTokens, s.keys
+	for len(args) > 0 && strings.HasPrefix(args[0], "-") {
+		switch args[0] {
+		case "-token":
+			tokens = nil
+		case "-key":
+			keys = nil
+		}
+		args = args[1:]
+	}
+	secrets = append(append(secrets, tokens...), keys...)
+	for _, name := range args {
+		content := ts.ReadFile(name)
+		for _, secret := range secrets {
+			if strings.Contains(content, secret) {
+				ts.Fatalf("%s holds a secret that begins with %.6q", name, secret)
+			}
+		}
+	}
+}
+
+// jsonKeys compares the names in the JSON object on stdout, or in the first one of an array: jsonkeys a,b,c.
+func jsonKeys(ts *testscript.TestScript, _ bool, args []string) {
+	raw := json.RawMessage(ts.ReadFile("stdout"))
+	if len(raw) > 0 && raw[0] == '[' {
+		var list []json.RawMessage
+		ts.Check(json.Unmarshal(raw, &list))
+		raw = list[0]
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	_, err := d.Token()
+	ts.Check(err)
+	var names []string
+	for d.More() {
+		name, err := d.Token()
+		ts.Check(err)
+		names = append(names, name.(string))
+		var value json.RawMessage
+		ts.Check(d.Decode(&value))
+	}
+	if got := strings.Join(names, ","); got != args[0] {
+		ts.Fatalf("the names are %s, not %s", got, args[0])
+	}
+}
