@@ -45,8 +45,9 @@ type conn struct {
 	version int
 	r       *frame.Reader
 	window  window
-	batch   []byte   // frames that answer what was read last
-	batched []string // the ids in it
+	batch   []byte    // frames that answer what was read last
+	batched []string  // the ids in it
+	clock   time.Time // when the last request was done, if nothing was waited for since; or zero
 	event   audit.Event
 
 	// Shared.
@@ -271,6 +272,7 @@ func (c *conn) serve() {
 	for {
 		if !c.r.Buffered() {
 			c.flush()
+			c.clock = time.Time{}
 		}
 		payload, err := c.r.Next()
 		if err != nil {

@@ -33,7 +33,10 @@ type call struct {
 // handle deals with one request; payload is valid until it returns. It reports false when the stream cannot be
 // trusted any more; the error frame is in the batch then.
 func (c *conn) handle(payload []byte) bool {
-	begun := time.Now()
+	begun := c.clock
+	if begun.IsZero() {
+		begun = time.Now()
+	}
 	req, err := wire.DecodeRequest(payload, c.version)
 	if err != nil {
 		id := req.ID
@@ -95,6 +98,7 @@ func (c *conn) start(req wire.Request, size int, begun time.Time) {
 		c.done(&req, c.answer(req.ID, nil, errBusy), begun)
 		return
 	}
+	c.clock = time.Time{}
 	shared, ok := c.slot()
 	if !ok {
 		c.srv.heavy.Add(-int64(size))
@@ -210,7 +214,8 @@ func (c *conn) cancelCall(id string) {
 
 // done records a request that the reader has answered.
 func (c *conn) done(req *wire.Request, code wire.Code, begun time.Time) {
-	c.record(&c.event, req, code, begun, time.Now())
+	c.clock = time.Now() // the next one, if it has arrived, begins now
+	c.record(&c.event, req, code, begun, c.clock)
 }
 
 // record writes the audit event and the log line of one request into e and hands them on.
