@@ -1,0 +1,107 @@
+// Package keyring is the store in the system's keyring: [Open]. On Linux that is the Secret Service (GNOME Keyring,
+// KWallet, KeePassXC) over the session's D-Bus, on macOS the login keychain through /usr/bin/security. Elsewhere it
+// answers that there is none.
+//
+// Items are those of the original client of the protocol: attributes service and username on Linux, a generic password
+// with service and account on macOS. Each finds what the other stored, and an item is changed in place, whoever made it.
+//
+// Not read: the kernel keyring (keyutils), in which the original keeps items on a Linux without a Secret Service. Those
+// items cannot be listed, and vanish with the login session.
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/credproxy/credproxy/internal/vault/internal/store"
+	"github.com/credproxy/credproxy/internal/vault/internal/store/filelock"
+	"github.com/credproxy/credproxy/internal/vault/internal/store/privatedir"
+)
+
+// limit is the time that the keyring has for one call. What does not answer in it is store.ErrUnavailable.
+const limit = 3 * time.Second
+
+// Options say how to reach the keyring.
+type Options struct {
+	// LockDir is the absolute path of the directory with the lock files behind Lock; made when it is first needed. All
+	// processes of the user must name the same.
+	LockDir string
+
+	// Bus is the D-Bus address of the Secret Service, Linux only; "" is that of the session.
+	Bus string
+}
+
+// Open returns the system's keyring. It reaches out to nothing yet: see Check.
+func Open(o Options) (*Store, error) {
+	if !filepath.IsAbs(o.LockDir) {
+		return nil, fmt.Errorf("keyring: the directory for locks, %q, is not an absolute path", o.LockDir)
+	}
+	return open(o), nil
+}
+
+var _ store.Store = (*Store)(nil)
+
+// Name is "keyring".
+func (s *Store) Name() string { return "keyring" }
+
+// Version is always "": a keyring has no version of an item that is cheaper than the item. (The Secret Service has the
+// time of the last change in whole seconds, which two changes can share.)
+func (s *Store) Version(ctx context.Context, it store.Item) (string, error) {
+	return "", begin(ctx, it)
+}
+
+// Lock implements [store.Store] with a lock file: no keyring has locks.
+func (s *Store) Lock(ctx context.Context, it store.Item) (unlock func(), err error) {
+	if err := begin(ctx, it); err != nil {
+		return nil, err
+	}
+	dir, err := privatedir.Open(s.lockDir, true)
+	if err != nil {
+		return nil, fmt.Errorf("locks of the keyring: %w", err)
+	}
+	defer func() { _ = dir.Close() }()
+	return filelock.Lock(ctx, dir, it)
+}
+
+func begin(ctx context.Context, it store.Item) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("item %s in the keyring: %w", it, ctx.Err())
+	}
+	return store.CheckItem(it)
+}
+
+// errSilent is what a call that took longer than limit ends with.
+var errSilent = fmt.Errorf("%w: the keyring did not answer within %d s", store.ErrUnavailable, limit/time.Second)
+
+// errLocked says what to do. No call of this package ever makes the keyring ask for its password: a sandbox that asks
+// for tokens would make a storm of prompts of it, and train people to type their password into them.
+var errLocked = fmt.Errorf("%w: unlock it in your desktop session (in \"Passwords and Keys\" or the like) and try again", store.ErrLocked)
+
+// label is what people see in the programs that show their keyring; the original client writes the same.
+func label(it store.Item) string { return "keyring:" + it.Account + "@" + it.Service }
+
+// isProbe reports whether the account is one of those that the original client makes to see if the keyring works.
+func isProbe(account string) bool { return strings.HasPrefix(account, "__securestore_probe__") }
+
+// wrap gives an error the item that it is about.
+func wrap(it store.Item, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("item %s in the keyring: %w", it, err)
+}
+
+// ended tells why a call with a limit of its own ended: because its caller went away, or because of the limit.
+func ended(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, context.DeadlineExceeded):
+		return errSilent
+	}
+	return err
+}

@@ -1,0 +1,319 @@
+package keyring_test
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/credproxy/credproxy/internal/vault/internal/secret"
+	"github.com/credproxy/credproxy/internal/vault/internal/store"
+	"github.com/credproxy/credproxy/internal/vault/internal/store/keyring"
+	"github.com/credproxy/credproxy/internal/vault/internal/store/storetest"
+)
+
+var item = store.Item{Service: store.ServiceLogins, Account: "acme:default"}
+
+func TestConformance(t *testing.T) {
+	s := newKeyring(t)
+	storetest.Run(t, func(t *testing.T) (a, b store.Store) { return s.open(t), s.open(t) })
+}
+
+// What the original client stored is found and changed in place: same attributes, same label, no second item.
+func TestItemsOfTheOriginalClient(t *testing.T) {
+	s := newKeyring(t)
+	for _, tt := range []struct {
+		name, account, label string
+		attributes           map[string]string
+	}{
+		{"1.2.0", "acme:v1", "acme:v1@llxprt-code-oauth:default (keyring v3.6.3)", map[string]string{"target": "default", "application": "rust-keyring"}},
+		{"1.3.0", "acme:v2", "keyring:acme:v2@llxprt-code-oauth", nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			it := store.Item{Service: store.ServiceLogins, Account: tt.account}
+			name := map[string]string{"service": it.Service, "username": it.Account}
+			attributes := maps.Clone(name)
+			maps.Copy(attributes, tt.attributes)
+			var args []string
+			for k, v := range attributes {
+				args = append(args, k, v)
+			}
+			s.storeAs(t, tt.label, "theirs", args...)
+
+			k := s.open(t)
+			wantValue(t, k, it, "theirs")
+			for _, v := range []string{"ours", "ours again"} {
+				write(t, k, it, v)
+				if got := s.lookup(t, "service", it.Service, "username", it.Account); got != v {
+					t.Errorf("another program finds %q, want %q", got, v)
+				}
+				if got := s.lookup(t, args...); got != v {
+					t.Errorf("by all its attributes: %q, want %q", got, v)
+				}
+				found := s.items(t, name)
+				if len(found) != 1 || found[0].label != tt.label || !maps.Equal(found[0].attributes, attributes) {
+					t.Errorf("items: %+v", found)
+				}
+			}
+			if list, err := k.List(t.Context(), it.Service); err != nil || !slices.Contains(list, it.Account) {
+				t.Errorf("List = %q, %v", list, err)
+			}
+			if err := k.Delete(t.Context(), it); err != nil {
+				t.Fatal(err)
+			}
+			if found := s.items(t, name); len(found) != 0 {
+				t.Errorf("left: %+v", found)
+			}
+		})
+	}
+}
+
+func TestOtherProgramsFindOurItems(t *testing.T) {
+	s := newKeyring(t)
+	k := s.open(t)
+	const value = `{"access_token":"test-access-token-1","token_type":"Bearer"}`
+	write(t, k, item, value)
+	if got := s.lookup(t, "service", item.Service, "username", item.Account); got != value {
+		t.Errorf("lookup = %q", got)
+	}
+	found := s.items(t, map[string]string{"service": item.Service})
+	want := map[string]string{"service": item.Service, "username": item.Account}
+	if len(found) != 1 || found[0].label != "keyring:acme:default@llxprt-code-oauth" || !maps.Equal(found[0].attributes, want) {
+		t.Errorf("items: %+v", found)
+	}
+}
+
+func TestSeveralItemsWithOneName(t *testing.T) {
+	s := newKeyring(t)
+	k := s.open(t)
+	name := []string{"service", item.Service, "username", item.Account}
+	s.storeAs(t, "first", "one", name...)
+	s.storeAs(t, "second", "two", append(name, "target", "default", "application", "rust-keyring")...)
+	if n := len(s.items(t, map[string]string{"service": item.Service})); n != 2 {
+		t.Fatalf("%d items, want 2", n)
+	}
+	v, err := k.Read(t.Context(), item)
+	if err != nil || v.Reveal() != "one" && v.Reveal() != "two" {
+		t.Fatalf("Read: %v", err)
+	}
+	write(t, k, item, "three")
+	if n := len(s.items(t, map[string]string{"service": item.Service})); n != 2 {
+		t.Errorf("%d items after Write, want 2", n)
+	}
+	out, err := s.secretTool(t, "", append([]string{"search", "--all"}, name...)...)
+	if n := countValue(out, "three"); err != nil || n != 2 {
+		t.Errorf("%d items have the new value, want 2; %v", n, err)
+	}
+	wantValue(t, k, item, "three")
+	if list, err := k.List(t.Context(), item.Service); err != nil || !slices.Equal(list, []string{item.Account}) {
+		t.Errorf("List = %q, %v", list, err)
+	}
+	if err := k.Delete(t.Context(), item); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Read(t.Context(), item); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Read after Delete: %v", err)
+	}
+}
+
+func TestNewestOfSeveralCounts(t *testing.T) {
+	s := newKeyring(t)
+	k := s.open(t)
+	name := []string{"service", item.Service, "username", item.Account}
+	s.storeAs(t, "first", "old", name...)
+	// Times of change are whole seconds.
+	for second := time.Now().Unix(); time.Now().Unix() < second+2; time.Sleep(10 * time.Millisecond) {
+	}
+	s.storeAs(t, "second", "new", append(name, "target", "default")...)
+	wantValue(t, k, item, "new")
+}
+
+func TestListPassesOverWhatIsNotOurs(t *testing.T) {
+	s := newKeyring(t)
+	k := s.open(t)
+	write(t, k, item, "v")
+	s.storeAs(t, "probe", "x", "service", item.Service, "username", "__securestore_probe__abcd1234")
+	s.storeAs(t, "keytar", "x", "service", item.Service, "account", "acme")
+	s.storeAs(t, "empty", "x", "service", item.Service, "username", "")
+	s.storeAs(t, "other", "x", "service", "other", "username", "acme")
+	if list, err := k.List(t.Context(), item.Service); err != nil || !slices.Equal(list, []string{item.Account}) {
+		t.Errorf("List = %q, %v", list, err)
+	}
+}
+
+func TestLocked(t *testing.T) {
+	s := newKeyring(t)
+	k := s.open(t)
+	write(t, k, item, "v")
+	s.lock(t)
+	wantAll(t, k, item, store.ErrLocked, time.Second, "unlock it")
+	wantAll(t, s.open(t), store.Item{Service: "nobody", Account: "knows"}, store.ErrLocked, time.Second, "unlock it")
+	s.unlock(t)
+	wantValue(t, k, item, "v")
+	write(t, k, item, "w")
+	wantValue(t, s.open(t), item, "w")
+}
+
+func TestNoCollection(t *testing.T) {
+	s := newSession(t)
+	s.startKeyring(t, "--start")
+	k := s.open(t)
+	if _, err := k.Read(t.Context(), item); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Read: %v", err)
+	}
+	if list, err := k.List(t.Context(), item.Service); err != nil || len(list) != 0 {
+		t.Errorf("List = %q, %v", list, err)
+	}
+	for name, err := range map[string]error{"Write": k.Write(t.Context(), item, secret.New("v")), "Check": k.Check(t.Context())} {
+		if !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestNoService(t *testing.T) {
+	s := newSession(t)
+	wantAll(t, s.open(t), item, store.ErrUnavailable, time.Second, "no program offers a keyring")
+}
+
+func TestNoBus(t *testing.T) {
+	dir := t.TempDir()
+	open := func(bus string) *keyring.Store {
+		k, err := keyring.Open(keyring.Options{LockDir: filepath.Join(dir, "locks"), Bus: bus})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = k.Close() })
+		return k
+	}
+	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "")
+	t.Setenv("XDG_RUNTIME_DIR", dir)
+	wantAll(t, open(""), item, store.ErrUnavailable, time.Second, "no D-Bus session")
+	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "autolaunch:")
+	wantAll(t, open(""), item, store.ErrUnavailable, time.Second, "no D-Bus session")
+	for bus, says := range map[string]string{
+		"unix:path=" + dir + "/none":     "none",
+		"tcp:host=localhost,port=1":      "no Unix socket",
+		"unixexec:path=/bin/false":       "no Unix socket",
+		"garbage":                        "no Unix socket",
+		"unix:abstract=credproxy-nobody": "credproxy-nobody",
+	} {
+		wantAll(t, open(bus), item, store.ErrUnavailable, time.Second, says)
+	}
+	if _, err := keyring.Open(keyring.Options{LockDir: "relative"}); err == nil {
+		t.Error("a relative LockDir was taken")
+	}
+}
+
+func TestBusIsFoundThroughTheEnvironment(t *testing.T) {
+	s := newKeyring(t)
+	k := s.open(t)
+	write(t, k, item, "v")
+	open := func() *keyring.Store {
+		k, err := keyring.Open(keyring.Options{LockDir: filepath.Join(s.dir, "locks")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = k.Close() })
+		return k
+	}
+	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent/bus;"+s.address)
+	wantValue(t, open(), item, "v")
+	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "")
+	t.Setenv("XDG_RUNTIME_DIR", filepath.Join(s.dir, "run"))
+	wantValue(t, open(), item, "v")
+}
+
+func TestServiceThatHangs(t *testing.T) {
+	s := newKeyring(t)
+	k := s.open(t)
+	write(t, k, item, "v")
+	s.signal(t, s.keyring, syscall.SIGSTOP)
+	begun := time.Now()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() { wantAll(t, k, item, store.ErrUnavailable, 4*time.Second, "did not answer within 3 s") })
+	}
+	// A caller with less time does not wait for the limit, and is told of its own.
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := k.Read(ctx, item); !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) > 2*time.Second {
+		t.Errorf("Read with 100 ms: %v after %v", err, time.Since(begun))
+	}
+	wg.Wait()
+	s.signal(t, s.keyring, syscall.SIGCONT)
+	// It may still be busy with what was asked for meanwhile, and it may have been asked to write or delete.
+	if err := k.Check(t.Context()); err != nil {
+		t.Errorf("Check: %v", err)
+	}
+	write(t, k, item, "w")
+	wantValue(t, k, item, "w")
+}
+
+func TestBusThatHangs(t *testing.T) {
+	dir, err := os.MkdirTemp("", "credproxy-keyring-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	l, err := net.Listen("unix", filepath.Join(dir, "bus"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	k, err := keyring.Open(keyring.Options{LockDir: filepath.Join(dir, "locks"), Bus: "unix:path=" + filepath.Join(dir, "bus")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	if err := k.Check(t.Context()); !errors.Is(err, store.ErrUnavailable) || time.Since(begun) > 4*time.Second {
+		t.Errorf("Check: %v after %v", err, time.Since(begun))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	begun = time.Now()
+	if err := k.Check(ctx); !errors.Is(err, context.Canceled) || time.Since(begun) > 2*time.Second {
+		t.Errorf("Check: %v after %v", err, time.Since(begun))
+	}
+}
+
+func TestRestarts(t *testing.T) {
+	s := newKeyring(t)
+	k := s.open(t)
+	write(t, k, item, "v")
+	end(s.keyring)
+	wantAll(t, k, item, store.ErrUnavailable, time.Second, "no program offers a keyring")
+	s.startKeyring(t, "--unlock")
+	wantValue(t, k, item, "v")
+	write(t, k, item, "w")
+
+	end(s.keyring)
+	s.startKeyring(t, "--unlock") // nobody asked in between
+	wantValue(t, k, item, "w")
+
+	end(s.bus)
+	end(s.keyring)
+	s.startBus(t)
+	s.startKeyring(t, "--unlock")
+	wantValue(t, k, item, "w")
+	write(t, k, item, "x")
+	wantValue(t, s.open(t), item, "x")
+}
+
+func countValue(out, value string) int {
+	n := 0
+	for _, line := range strings.Split(out, "\n") {
+		if line == "secret = "+value {
+			n++
+		}
+	}
+	return n
+}
