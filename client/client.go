@@ -34,7 +34,7 @@ const (
 	maxInFlight = wire.MaxInFlight - 8
 )
 
-// Errors of a Client. Compare with errors.Is.
+// Errors of a Client, for errors.Is.
 var (
 	// ErrConnectionLost is the error of every pending and later call once the proxy has gone or has sent what is not
 	// the protocol. The Client does not connect again: the logins in progress and what else the proxy knew are lost.
