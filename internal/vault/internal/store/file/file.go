@@ -216,6 +216,10 @@ func (s *Store) Version(ctx context.Context, it store.Item) (string, error) {
 			return nil
 		}
 		mtime, ctime := times(st)
+		if ctime == 0 {
+			version = ""
+			return nil
+		}
 		version = fmt.Sprintf("%d-%d-%d-%d", st.Ino, st.Size, mtime, ctime)
 		if age := time.Since(time.Unix(0, ctime)); age < settled {
 			version += "+" + strconv.FormatUint(s.unquiet.Add(1), 10)

@@ -17,19 +17,20 @@ import (
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/keyring"
+	"github.com/credproxy/credproxy/internal/vault/internal/store/keyring/keyringtest"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/storetest"
 )
 
 var item = store.Item{Service: store.ServiceLogins, Account: "acme:default"}
 
 func TestConformance(t *testing.T) {
-	s := newKeyring(t)
-	storetest.Run(t, func(t *testing.T) (a, b store.Store) { return s.open(t), s.open(t) })
+	s := keyringtest.NewUnlocked(t)
+	storetest.Run(t, func(t *testing.T) (a, b store.Store) { return open(t, s), open(t, s) })
 }
 
 // What the original client stored is found and changed in place: same attributes, same label, no second item.
 func TestItemsOfTheOriginalClient(t *testing.T) {
-	s := newKeyring(t)
+	s := keyringtest.NewUnlocked(t)
 	for _, tt := range []struct {
 		name, account, label string
 		attributes           map[string]string
@@ -46,20 +47,20 @@ func TestItemsOfTheOriginalClient(t *testing.T) {
 			for k, v := range attributes {
 				args = append(args, k, v)
 			}
-			s.storeAs(t, tt.label, "theirs", args...)
+			s.StoreAs(t, tt.label, "theirs", args...)
 
-			k := s.open(t)
+			k := open(t, s)
 			wantValue(t, k, it, "theirs")
 			for _, v := range []string{"ours", "ours again"} {
 				write(t, k, it, v)
-				if got := s.lookup(t, "service", it.Service, "username", it.Account); got != v {
+				if got := s.Lookup(t, "service", it.Service, "username", it.Account); got != v {
 					t.Errorf("another program finds %q, want %q", got, v)
 				}
-				if got := s.lookup(t, args...); got != v {
+				if got := s.Lookup(t, args...); got != v {
 					t.Errorf("by all its attributes: %q, want %q", got, v)
 				}
-				found := s.items(t, name)
-				if len(found) != 1 || found[0].label != tt.label || !maps.Equal(found[0].attributes, attributes) {
+				found := s.Items(t, name)
+				if len(found) != 1 || found[0].Label != tt.label || !maps.Equal(found[0].Attributes, attributes) {
 					t.Errorf("items: %+v", found)
 				}
 			}
@@ -69,7 +70,7 @@ func TestItemsOfTheOriginalClient(t *testing.T) {
 			if err := k.Delete(t.Context(), it); err != nil {
 				t.Fatal(err)
 			}
-			if found := s.items(t, name); len(found) != 0 {
+			if found := s.Items(t, name); len(found) != 0 {
 				t.Errorf("left: %+v", found)
 			}
 		})
@@ -77,27 +78,27 @@ func TestItemsOfTheOriginalClient(t *testing.T) {
 }
 
 func TestOtherProgramsFindOurItems(t *testing.T) {
-	s := newKeyring(t)
-	k := s.open(t)
+	s := keyringtest.NewUnlocked(t)
+	k := open(t, s)
 	const value = `{"access_token":"test-access-token-1","token_type":"Bearer"}`
 	write(t, k, item, value)
-	if got := s.lookup(t, "service", item.Service, "username", item.Account); got != value {
+	if got := s.Lookup(t, "service", item.Service, "username", item.Account); got != value {
 		t.Errorf("lookup = %q", got)
 	}
-	found := s.items(t, map[string]string{"service": item.Service})
+	found := s.Items(t, map[string]string{"service": item.Service})
 	want := map[string]string{"service": item.Service, "username": item.Account}
-	if len(found) != 1 || found[0].label != "keyring:acme:default@llxprt-code-oauth" || !maps.Equal(found[0].attributes, want) {
+	if len(found) != 1 || found[0].Label != "keyring:acme:default@llxprt-code-oauth" || !maps.Equal(found[0].Attributes, want) {
 		t.Errorf("items: %+v", found)
 	}
 }
 
 func TestSeveralItemsWithOneName(t *testing.T) {
-	s := newKeyring(t)
-	k := s.open(t)
+	s := keyringtest.NewUnlocked(t)
+	k := open(t, s)
 	name := []string{"service", item.Service, "username", item.Account}
-	s.storeAs(t, "first", "one", name...)
-	s.storeAs(t, "second", "two", append(name, "target", "default", "application", "rust-keyring")...)
-	if n := len(s.items(t, map[string]string{"service": item.Service})); n != 2 {
+	s.StoreAs(t, "first", "one", name...)
+	s.StoreAs(t, "second", "two", append(name, "target", "default", "application", "rust-keyring")...)
+	if n := len(s.Items(t, map[string]string{"service": item.Service})); n != 2 {
 		t.Fatalf("%d items, want 2", n)
 	}
 	v, err := k.Read(t.Context(), item)
@@ -105,10 +106,10 @@ func TestSeveralItemsWithOneName(t *testing.T) {
 		t.Fatalf("Read: %v", err)
 	}
 	write(t, k, item, "three")
-	if n := len(s.items(t, map[string]string{"service": item.Service})); n != 2 {
+	if n := len(s.Items(t, map[string]string{"service": item.Service})); n != 2 {
 		t.Errorf("%d items after Write, want 2", n)
 	}
-	out, err := s.secretTool(t, "", append([]string{"search", "--all"}, name...)...)
+	out, err := s.SecretTool(t, "", append([]string{"search", "--all"}, name...)...)
 	if n := countValue(out, "three"); err != nil || n != 2 {
 		t.Errorf("%d items have the new value, want 2; %v", n, err)
 	}
@@ -125,47 +126,47 @@ func TestSeveralItemsWithOneName(t *testing.T) {
 }
 
 func TestNewestOfSeveralCounts(t *testing.T) {
-	s := newKeyring(t)
-	k := s.open(t)
+	s := keyringtest.NewUnlocked(t)
+	k := open(t, s)
 	name := []string{"service", item.Service, "username", item.Account}
-	s.storeAs(t, "first", "old", name...)
+	s.StoreAs(t, "first", "old", name...)
 	// Times of change are whole seconds.
 	for second := time.Now().Unix(); time.Now().Unix() < second+2; time.Sleep(10 * time.Millisecond) {
 	}
-	s.storeAs(t, "second", "new", append(name, "target", "default")...)
+	s.StoreAs(t, "second", "new", append(name, "target", "default")...)
 	wantValue(t, k, item, "new")
 }
 
 func TestListPassesOverWhatIsNotOurs(t *testing.T) {
-	s := newKeyring(t)
-	k := s.open(t)
+	s := keyringtest.NewUnlocked(t)
+	k := open(t, s)
 	write(t, k, item, "v")
-	s.storeAs(t, "probe", "x", "service", item.Service, "username", "__securestore_probe__abcd1234")
-	s.storeAs(t, "keytar", "x", "service", item.Service, "account", "acme")
-	s.storeAs(t, "empty", "x", "service", item.Service, "username", "")
-	s.storeAs(t, "other", "x", "service", "other", "username", "acme")
+	s.StoreAs(t, "probe", "x", "service", item.Service, "username", "__securestore_probe__abcd1234")
+	s.StoreAs(t, "keytar", "x", "service", item.Service, "account", "acme")
+	s.StoreAs(t, "empty", "x", "service", item.Service, "username", "")
+	s.StoreAs(t, "other", "x", "service", "other", "username", "acme")
 	if list, err := k.List(t.Context(), item.Service); err != nil || !slices.Equal(list, []string{item.Account}) {
 		t.Errorf("List = %q, %v", list, err)
 	}
 }
 
 func TestLocked(t *testing.T) {
-	s := newKeyring(t)
-	k := s.open(t)
+	s := keyringtest.NewUnlocked(t)
+	k := open(t, s)
 	write(t, k, item, "v")
-	s.lock(t)
+	s.Lock(t)
 	wantAll(t, k, item, store.ErrLocked, time.Second, "unlock it")
-	wantAll(t, s.open(t), store.Item{Service: "nobody", Account: "knows"}, store.ErrLocked, time.Second, "unlock it")
-	s.unlock(t)
+	wantAll(t, open(t, s), store.Item{Service: "nobody", Account: "knows"}, store.ErrLocked, time.Second, "unlock it")
+	s.Unlock(t)
 	wantValue(t, k, item, "v")
 	write(t, k, item, "w")
-	wantValue(t, s.open(t), item, "w")
+	wantValue(t, open(t, s), item, "w")
 }
 
 func TestNoCollection(t *testing.T) {
-	s := newSession(t)
-	s.startKeyring(t, "--start")
-	k := s.open(t)
+	s := keyringtest.New(t)
+	s.StartKeyring(t, "--start")
+	k := open(t, s)
 	if _, err := k.Read(t.Context(), item); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("Read: %v", err)
 	}
@@ -180,13 +181,13 @@ func TestNoCollection(t *testing.T) {
 }
 
 func TestNoService(t *testing.T) {
-	s := newSession(t)
-	wantAll(t, s.open(t), item, store.ErrUnavailable, time.Second, "no program offers a keyring")
+	s := keyringtest.New(t)
+	wantAll(t, open(t, s), item, store.ErrUnavailable, time.Second, "no program offers a keyring")
 }
 
 func TestNoBus(t *testing.T) {
 	dir := t.TempDir()
-	open := func(bus string) *keyring.Store {
+	openAt := func(bus string) *keyring.Store {
 		k, err := keyring.Open(keyring.Options{LockDir: filepath.Join(dir, "locks"), Bus: bus})
 		if err != nil {
 			t.Fatal(err)
@@ -196,9 +197,9 @@ func TestNoBus(t *testing.T) {
 	}
 	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "")
 	t.Setenv("XDG_RUNTIME_DIR", dir)
-	wantAll(t, open(""), item, store.ErrUnavailable, time.Second, "no D-Bus session")
+	wantAll(t, openAt(""), item, store.ErrUnavailable, time.Second, "no D-Bus session")
 	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "autolaunch:")
-	wantAll(t, open(""), item, store.ErrUnavailable, time.Second, "no D-Bus session")
+	wantAll(t, openAt(""), item, store.ErrUnavailable, time.Second, "no D-Bus session")
 	for bus, says := range map[string]string{
 		"unix:path=" + dir + "/none":     "none",
 		"tcp:host=localhost,port=1":      "no Unix socket",
@@ -206,7 +207,7 @@ func TestNoBus(t *testing.T) {
 		"garbage":                        "no Unix socket",
 		"unix:abstract=credproxy-nobody": "credproxy-nobody",
 	} {
-		wantAll(t, open(bus), item, store.ErrUnavailable, time.Second, says)
+		wantAll(t, openAt(bus), item, store.ErrUnavailable, time.Second, says)
 	}
 	if _, err := keyring.Open(keyring.Options{LockDir: "relative"}); err == nil {
 		t.Error("a relative LockDir was taken")
@@ -214,29 +215,29 @@ func TestNoBus(t *testing.T) {
 }
 
 func TestBusIsFoundThroughTheEnvironment(t *testing.T) {
-	s := newKeyring(t)
-	k := s.open(t)
+	s := keyringtest.NewUnlocked(t)
+	k := open(t, s)
 	write(t, k, item, "v")
-	open := func() *keyring.Store {
-		k, err := keyring.Open(keyring.Options{LockDir: filepath.Join(s.dir, "locks")})
+	found := func() *keyring.Store {
+		k, err := keyring.Open(keyring.Options{LockDir: filepath.Join(s.Dir, "locks")})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = k.Close() })
 		return k
 	}
-	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent/bus;"+s.address)
-	wantValue(t, open(), item, "v")
+	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent/bus;"+s.Address)
+	wantValue(t, found(), item, "v")
 	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "")
-	t.Setenv("XDG_RUNTIME_DIR", filepath.Join(s.dir, "run"))
-	wantValue(t, open(), item, "v")
+	t.Setenv("XDG_RUNTIME_DIR", filepath.Join(s.Dir, "run"))
+	wantValue(t, found(), item, "v")
 }
 
 func TestServiceThatHangs(t *testing.T) {
-	s := newKeyring(t)
-	k := s.open(t)
+	s := keyringtest.NewUnlocked(t)
+	k := open(t, s)
 	write(t, k, item, "v")
-	s.signal(t, s.keyring, syscall.SIGSTOP)
+	signal(t, s, syscall.SIGSTOP)
 	begun := time.Now()
 	var wg sync.WaitGroup
 	for range 4 {
@@ -249,7 +250,7 @@ func TestServiceThatHangs(t *testing.T) {
 		t.Errorf("Read with 100 ms: %v after %v", err, time.Since(begun))
 	}
 	wg.Wait()
-	s.signal(t, s.keyring, syscall.SIGCONT)
+	signal(t, s, syscall.SIGCONT)
 	// It may still be busy with what was asked for meanwhile, and it may have been asked to write or delete.
 	if err := k.Check(t.Context()); err != nil {
 		t.Errorf("Check: %v", err)
@@ -286,26 +287,33 @@ func TestBusThatHangs(t *testing.T) {
 }
 
 func TestRestarts(t *testing.T) {
-	s := newKeyring(t)
-	k := s.open(t)
+	s := keyringtest.NewUnlocked(t)
+	k := open(t, s)
 	write(t, k, item, "v")
-	end(s.keyring)
+	keyringtest.End(s.Keyring)
 	wantAll(t, k, item, store.ErrUnavailable, time.Second, "no program offers a keyring")
-	s.startKeyring(t, "--unlock")
+	s.StartKeyring(t, "--unlock")
 	wantValue(t, k, item, "v")
 	write(t, k, item, "w")
 
-	end(s.keyring)
-	s.startKeyring(t, "--unlock") // nobody asked in between
+	keyringtest.End(s.Keyring)
+	s.StartKeyring(t, "--unlock") // nobody asked in between
 	wantValue(t, k, item, "w")
 
-	end(s.bus)
-	end(s.keyring)
-	s.startBus(t)
-	s.startKeyring(t, "--unlock")
+	keyringtest.End(s.Bus)
+	keyringtest.End(s.Keyring)
+	s.StartBus(t)
+	s.StartKeyring(t, "--unlock")
 	wantValue(t, k, item, "w")
 	write(t, k, item, "x")
-	wantValue(t, s.open(t), item, "x")
+	wantValue(t, open(t, s), item, "x")
+}
+
+func signal(t *testing.T, s *keyringtest.Session, sig syscall.Signal) {
+	t.Helper()
+	if err := s.Keyring.Process.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func countValue(out, value string) int {
