@@ -23,6 +23,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credproxy/credproxy/internal/protect"
+	"github.com/credproxy/credproxy/internal/sandbox"
 )
 
 // app is one invocation: its streams and the flags that every command has.
@@ -37,6 +38,8 @@ type app struct {
 
 // Main runs the command with os.Args and returns its exit status.
 func Main() int {
+	sandbox.Enter() // returns, unless this is the first process of a sandbox
+
 	// Before anything secret is read: no core dumps, no debugger.
 	hardenErr := protect.Harden()
 

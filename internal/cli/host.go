@@ -99,6 +99,40 @@ func (a *app) passphrase(ctx context.Context, confirm bool) (string, error) {
 	return string(first), nil
 }
 
+// unlock asks for the passphrase of the file store, if that has one, before the proxy starts: later the terminal may belong
+// to the command in the sandbox. The function that it returns gives the answer to the proxy.
+func (a *app) unlock(ctx context.Context, c *config.Config, dirs config.Dirs) (func(context.Context, bool) (string, error), error) {
+	if os.Getenv(passphraseFile) != "" {
+		return a.passphrase, nil
+	}
+	late := errors.New("the file store wants its passphrase, which is asked for only when the proxy starts: log in or set a key first")
+	answer := func(context.Context, bool) (string, error) { return "", late }
+	if c.FileStoreKey != "passphrase" || c.Store == "keyring" {
+		return answer, nil
+	}
+	var typed string
+	o := a.vaultOptions(c, dirs, a.log)
+	o.Passphrase = func(ctx context.Context, confirm bool) (s string, err error) {
+		typed, err = a.passphrase(ctx, confirm)
+		return typed, err
+	}
+	v, err := vault.Open(ctx, o)
+	if err != nil {
+		return nil, failed("opening the credential store", err)
+	}
+	defer v.Close()
+	if v.StoreName() != "file" {
+		return answer, nil
+	}
+	if err := v.Check(ctx); err != nil {
+		return nil, failed("opening the credential store", err)
+	}
+	if typed == "" { // there is nothing stored yet, and no key
+		return answer, nil
+	}
+	return func(context.Context, bool) (string, error) { return typed, nil }, nil
+}
+
 // ask reads a line from the terminal without showing it. When ctx ends, the terminal is put back as it was and the
 // goroutine that reads is left to the end of the process: a read from a terminal cannot be called off.
 func ask(ctx context.Context, tty *os.File, prompt string) ([]byte, error) {

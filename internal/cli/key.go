@@ -81,7 +81,7 @@ func (a *app) readKey(ctx context.Context, name string) (string, error) {
 		return string(line), err
 	}
 	// One byte more than allowed tells what is too long from what just fits; white space around it does not count.
-	b, err := io.ReadAll(io.LimitReader(a.stdin, 2*vault.MaxKeyLen))
+	b, err := readAll(ctx, io.LimitReader(a.stdin, 2*vault.MaxKeyLen))
 	switch value := strings.TrimSpace(string(b)); {
 	case err != nil:
 		return "", fmt.Errorf("reading stdin: %w", err)
@@ -91,6 +91,25 @@ func (a *app) readKey(ctx context.Context, name string) (string, error) {
 		return "", fmt.Errorf("the key is longer than %d KiB", vault.MaxKeyLen>>10)
 	default:
 		return value, nil
+	}
+}
+
+// readAll is io.ReadAll until ctx ends. A read that nobody ends is left behind then, with its goroutine: the process ends.
+func readAll(ctx context.Context, r io.Reader) ([]byte, error) {
+	type result struct {
+		b   []byte
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		b, err := io.ReadAll(r)
+		done <- result{b, err}
+	}()
+	select {
+	case got := <-done:
+		return got.b, got.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 

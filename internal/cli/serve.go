@@ -109,6 +109,10 @@ func (a *app) startProxy(ctx context.Context, o proxyOptions) (*daemon.Proxy, *c
 				hint: "make one: (umask 077; head -c 32 /dev/urandom | base64 > FILE)"}
 		}
 	}
+	passphrase, err := a.unlock(ctx, c, dirs)
+	if err != nil {
+		return nil, nil, dirs, err
+	}
 	if dir, err := socket.Dir(); err == nil {
 		if removed, err := socket.SweepStale(dir); err != nil {
 			o.log.Warn("sockets of dead proxies were not removed", "error", err)
@@ -118,7 +122,7 @@ func (a *app) startProxy(ctx context.Context, o proxyOptions) (*daemon.Proxy, *c
 	}
 	p, err := daemon.Start(ctx, daemon.Options{
 		Config: c, Dirs: dirs, Profile: o.profile, Capability: capability, AllowUIDs: o.allowUIDs,
-		Passphrase: a.passphrase, Logger: o.log,
+		Passphrase: passphrase, Logger: o.log,
 	})
 	if err != nil {
 		return nil, nil, dirs, &failure{what: "starting the proxy", err: err, hint: "credproxy doctor says what is wrong and what to do"}
