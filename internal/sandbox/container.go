@@ -96,8 +96,6 @@ func containerArgs(p plan, entrypoint string) []string {
 func mountOption(m mount) string {
 	var fields []string
 	switch m.kind {
-	case tmpfs:
-		fields = []string{"type=tmpfs", "dst=" + m.target, "tmpfs-mode=0755"}
 	case named:
 		fields = []string{"type=volume", "src=" + m.source, "dst=" + m.target}
 	default:

@@ -36,7 +36,6 @@ type Engine struct {
 	Rootless bool   // podman run by someone who is not root
 	Init     string // empty: it has no init to offer; defaultInit; or the path of one (podman)
 
-	setuid bool   // bwrap
 	filter []byte // bwrap: the system call filter, see terminalFilter
 }
 
@@ -248,9 +247,6 @@ func (h Host) probeBwrap(ctx context.Context, e *Engine) (detail, hint string) {
 		return err.Error(), installHints[Bwrap]
 	}
 	e.Version = strings.TrimPrefix(out, "bubblewrap ")
-	if info, err := os.Stat(e.Path); err == nil {
-		e.setuid = info.Mode()&os.ModeSetuid != 0
-	}
 	e.filter = terminalFilter()
 	_, err = h.output(ctx, e.Path, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL",
 		"--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--perms", "0755", "--tmpfs", "/tmp", "--", e.Path, "--version")

@@ -81,7 +81,7 @@ func (g *guard) mounts(volumes []Volume) ([]mount, error) {
 		}
 		var err error
 		if m.source, err = filepath.EvalSymlinks(v.Source); err != nil {
-			return nil, fmt.Errorf("mount: %w", err)
+			return nil, refused("mount "+v.Source, reason(err), "")
 		}
 		if strings.ContainsAny(m.source+m.target, "\r\n") {
 			return nil, refused("mount "+strconv.Quote(m.source), "its name has more than one line", "")
@@ -272,6 +272,14 @@ func walkPath(path string) ([]entry, error) {
 		out = []entry{{"/", ".", true}}
 	}
 	return out, nil
+}
+
+// reason is the last cause of an error about a path, without the path that it happened at.
+func reason(err error) string {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return e.Err.Error()
+	}
+	return err.Error()
 }
 
 func sameDir(info fs.FileInfo, dir string) bool {

@@ -35,24 +35,16 @@ type process struct {
 	err  error         // of exec.Cmd.Wait
 }
 
-// start starts cmd so that it dies with this process: it gets deathSignal. With landlock it, and all that it starts, can
-// reach no abstract Unix socket of others and send no signal to others.
-//
-// Both are properties of a thread, so one goroutine keeps its thread from here until the process has ended; the thread is
-// never given back, because a restriction cannot be taken off. The goroutine ends with the process; done says so.
-func start(cmd *exec.Cmd, deathSignal syscall.Signal, landlock bool) (*process, error) {
+// start starts cmd so that it gets deathSignal when this process dies. The kernel sends it when the thread ends that started the
+// process, so one goroutine keeps that thread until the process has ended; then the goroutine ends too, and done says so.
+func start(cmd *exec.Cmd, deathSignal syscall.Signal) (*process, error) {
 	closeOnExec()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: deathSignal}
 	p := &process{done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		if landlock {
-			if err := restrictThread(); err != nil {
-				started <- err
-				return
-			}
-		}
+		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		p.Process = cmd.Process
 		started <- err
@@ -64,6 +56,8 @@ func start(cmd *exec.Cmd, deathSignal syscall.Signal, landlock bool) (*process, 
 	return p, <-started
 }
 
+// restrictThread takes away from the calling thread, and from what it executes, every abstract Unix socket of others and every
+// process of others to signal.
 func restrictThread() error {
 	if landlockABI() < landlockScopeABI {
 		return nil // Prepare has warned

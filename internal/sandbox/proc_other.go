@@ -23,7 +23,9 @@ type process struct {
 	err  error
 }
 
-func start(*exec.Cmd, syscall.Signal, bool) (*process, error) { return nil, errLinuxOnly }
+func restrictThread() error { return errLinuxOnly }
+
+func start(*exec.Cmd, syscall.Signal) (*process, error) { return nil, errLinuxOnly }
 
 func memoryFile([]byte) (*os.File, error) { return nil, errLinuxOnly }
 

@@ -74,9 +74,18 @@ func keep(dir string, h Host, kind Kind, container string) (*record, error) {
 	return r, nil
 }
 
+// covers is a directory for what this run mounts over things that must not be seen. It goes with the record.
+func (r *record) covers() string { return coversOf(r.path) }
+
+func coversOf(record string) string { return strings.TrimSuffix(record, ".json") + ".covers" }
+
 // remove says that nothing is left of the run; close alone leaves it to the next Sweep.
-func (r *record) remove() { _ = os.Remove(r.path) }
+func (r *record) remove() { _ = removeRecord(r.path) }
 func (r *record) close()  { _ = r.lock.Close() }
+
+func removeRecord(path string) error {
+	return errors.Join(os.RemoveAll(coversOf(path)), os.Remove(path))
+}
 
 // Sweep removes what runs whose process was killed have left behind in dir: their containers, then their records. It returns
 // the names of the containers that it removed. Where an engine does not answer the record stays for the next Sweep, and the
@@ -125,7 +134,7 @@ func (h Host) sweepOne(ctx context.Context, path string) (string, error) {
 	}
 	var r record
 	if err := json.Unmarshal(content, &r); err != nil || !containerName.MatchString(r.Container) || (r.Engine != Docker && r.Engine != Podman) {
-		return "", os.Remove(path) // not a record of ours
+		return "", removeRecord(path) // not a record that can be read
 	}
 	then := Host{Avoid: h.Avoid, UID: h.UID}
 	for _, e := range h.Environ {
@@ -146,9 +155,9 @@ func (h Host) sweepOne(ctx context.Context, path string) (string, error) {
 		return "", err
 	}
 	if !existed {
-		return "", os.Remove(path)
+		return "", removeRecord(path)
 	}
-	return r.Container, os.Remove(path)
+	return r.Container, removeRecord(path)
 }
 
 // remove removes a container with all that runs in it and reports whether there was one.

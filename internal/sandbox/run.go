@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -76,18 +78,20 @@ func (r *run) run(ctx context.Context) (int, error) {
 
 func (r *run) container(ctx context.Context, signals <-chan os.Signal) (status int, err error) {
 	s := r.sandbox
-	var rec *record
-	if s.runDir != "" {
-		if rec, err = keep(s.runDir, s.host, s.engine.Kind, r.plan.name); err != nil {
-			return ExitEngine, err
-		}
-		defer func() { rec.close() }()
+	rec, err := keep(s.runDir, s.host, s.engine.Kind, r.plan.name)
+	if err != nil {
+		return ExitEngine, err
+	}
+	defer rec.close()
+	if err := r.makeCovers(rec.covers()); err != nil {
+		rec.remove()
+		return ExitEngine, fmt.Errorf("covered directory: %w", err)
 	}
 	args := dockerArgs(r.plan)
 	if s.engine.Kind == Podman {
 		args = podmanArgs(r.plan)
 	}
-	cmd := r.command(args, r.stdio)
+	cmd := r.command(append([]string{s.engine.Path}, args...))
 	cmd.Env = s.host.engineEnv()
 	environment, file := splitEnv(r.plan.env)
 	for _, v := range environment {
@@ -101,7 +105,7 @@ func (r *run) container(ctx context.Context, signals <-chan os.Signal) (status i
 		defer f.Close()
 		cmd.ExtraFiles = []*os.File{f}
 	}
-	if r.proc, err = start(cmd, syscall.SIGTERM, false); err != nil {
+	if r.proc, err = start(cmd, syscall.SIGTERM); err != nil {
 		return ExitEngine, fmt.Errorf("%s: %w", s.engine.Kind, err)
 	}
 	// With a terminal the client takes every key as it comes, so a signal that we get was sent by somebody. Without one, but
@@ -113,10 +117,49 @@ func (r *run) container(ctx context.Context, signals <-chan os.Signal) (status i
 	// have asked for a container that is still to come: then the record stays for the next Sweep.
 	status = exitStatus(r.proc.err)
 	existed, err := s.host.remove(context.WithoutCancel(ctx), s.engine, r.plan.name)
-	if rec != nil && err == nil && (existed || !signaled(r.proc.err)) {
+	if err == nil && (existed || !signaled(r.proc.err)) {
 		rec.remove()
 	}
 	return status, nil
+}
+
+// makeCovers replaces the directories to cover by empty ones of the host's, below dir, that are mounted over them. An engine's
+// own tmpfs would not do: some copy into it what it covers, or its mode and not its owner. What is mounted further below gets
+// its mount point.
+func (r *run) makeCovers(dir string) error {
+	r.plan.mounts = slices.Clone(r.plan.mounts)
+	for i, m := range r.plan.mounts {
+		if m.kind != tmpfs {
+			continue
+		}
+		source := filepath.Join(dir, strconv.Itoa(i))
+		if err := os.MkdirAll(source, 0o700); err != nil {
+			return err
+		}
+		for _, below := range append(slices.Clone(r.plan.mounts[i+1:]), mount{source: r.plan.socket, target: r.plan.socket}) {
+			if !isBelow(below.target, m.target) {
+				continue
+			}
+			point := filepath.Join(source, strings.TrimPrefix(below.target, m.target))
+			parent, isDir := filepath.Dir(point), true
+			if info, err := os.Stat(below.source); below.kind == bind && err == nil && !info.IsDir() {
+				isDir = false
+			}
+			if isDir {
+				parent = point
+			}
+			if err := os.MkdirAll(parent, 0o700); err != nil {
+				return err
+			}
+			if !isDir {
+				if err := os.WriteFile(point, nil, 0o600); err != nil {
+					return err
+				}
+			}
+		}
+		r.plan.mounts[i] = mount{kind: bind, source: source, target: m.target, readOnly: true}
+	}
+	return nil
 }
 
 // signalContainer hands a signal to the command. The client would not do it when there is a terminal.
@@ -130,12 +173,12 @@ func (r *run) signalContainer(ctx context.Context, sig syscall.Signal) {
 }
 
 func (r *run) bwrap(ctx context.Context, signals <-chan os.Signal) (int, error) {
-	err := r.startBwrap(r.plan.command, r.stdio)
-	if err != nil {
+	// In a session of its own the command gets nothing from the terminal.
+	fromTerminal := r.plan.terminal && foreground()
+	if err := r.startBwrap(fromTerminal); err != nil {
 		return ExitEngine, fmt.Errorf("bwrap: %w", err)
 	}
-	// In a session of its own the command gets nothing from the terminal.
-	r.supervise(ctx, signals, r.plan.terminal && foreground(), r.signalBwrapped, func() { _ = r.proc.Kill() })
+	r.supervise(ctx, signals, fromTerminal, r.signalBwrapped, func() { _ = r.proc.Kill() })
 	<-r.statusDone
 	if r.init >= 0 {
 		r.init.wait(5000) // all processes of the namespace are gone when its init is
@@ -144,35 +187,19 @@ func (r *run) bwrap(ctx context.Context, signals <-chan os.Signal) (int, error) 
 	if r.exit != nil {
 		return *r.exit, nil
 	}
-	status := exitStatus(r.proc.err)
-	if status > exitSignalShift {
+	if status := exitStatus(r.proc.err); status > exitSignalShift {
 		return status, nil
 	}
-	// bwrap has said why on stderr. Whether it was the command or the sandbox shows when another command is tried.
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return ExitEngine, nil
-	}
-	defer null.Close()
-	again := run{sandbox: r.sandbox, plan: r.plan}
-	again.plan.terminal = false
-	if again.startBwrap([]string{bwrapBinary, "version"}, Stdio{null, null, null}) != nil {
-		return ExitEngine, nil
-	}
-	again.supervise(ctx, nil, false, again.signalBwrapped, func() { _ = again.proc.Kill() })
-	<-again.statusDone
-	if again.init >= 0 {
-		again.init.close()
-	}
-	if again.exit == nil {
-		return ExitEngine, nil
-	}
-	return r.unrunnable(), nil
+	return ExitEngine, nil // bwrap has said why on stderr
 }
 
 // startBwrap starts bwrap and one goroutine, which reads what bwrap tells and ends (statusDone) when bwrap does.
-func (r *run) startBwrap(command []string, stdio Stdio) error {
-	cmd := r.command(append([]string{"--args", fmt.Sprint(bwrapArgsFD), "--"}, command...), stdio)
+func (r *run) startBwrap(fromTerminal bool) error {
+	words := []string{r.plan.engine.Path, "--args", fmt.Sprint(bwrapArgsFD), "--", bwrapBinary, enterWord}
+	if fromTerminal {
+		words = append([]string{r.plan.binary, ignoreWord}, words...)
+	}
+	cmd := r.command(append(words, r.plan.command...))
 	cmd.Env = []string{} // bwrap's own; the command's is in the arguments
 	args, err := memoryFile([]byte(strings.Join(bwrapArgs(r.plan), "\x00") + "\x00"))
 	if err != nil {
@@ -194,7 +221,7 @@ func (r *run) startBwrap(command []string, stdio Stdio) error {
 		defer filter.Close()
 		cmd.ExtraFiles = append(cmd.ExtraFiles, filter)
 	}
-	if r.proc, err = start(cmd, syscall.SIGKILL, !r.plan.engine.setuid); err != nil {
+	if r.proc, err = start(cmd, syscall.SIGKILL); err != nil {
 		statusR.Close()
 		return err
 	}
@@ -282,18 +309,18 @@ func (r *run) supervise(ctx context.Context, signals <-chan os.Signal, fromTermi
 
 func isTerminal(f *os.File) bool { return f != nil && term.IsTerminal(int(f.Fd())) }
 
-func (r *run) command(args []string, stdio Stdio) *exec.Cmd {
-	cmd := exec.Command(r.plan.engine.Path, args...)
+func (r *run) command(words []string) *exec.Cmd {
+	cmd := exec.Command(words[0], words[1:]...)
 	cmd.Dir = "/"
 	// Files, not readers: exec hands them down and starts no goroutine that copies.
-	if stdio.In != nil {
-		cmd.Stdin = stdio.In
+	if r.stdio.In != nil {
+		cmd.Stdin = r.stdio.In
 	}
-	if stdio.Out != nil {
-		cmd.Stdout = stdio.Out
+	if r.stdio.Out != nil {
+		cmd.Stdout = r.stdio.Out
 	}
-	if stdio.Err != nil {
-		cmd.Stderr = stdio.Err
+	if r.stdio.Err != nil {
+		cmd.Stderr = r.stdio.Err
 	}
 	return cmd
 }
@@ -320,40 +347,4 @@ func signaled(err error) bool {
 	}
 	ws, ok := e.Sys().(syscall.WaitStatus)
 	return ok && ws.Signaled()
-}
-
-// unrunnable tells a command that is there from one that is not, as the shell does: ExitCannotRun or ExitNotFound.
-func (r *run) unrunnable() int {
-	name := r.plan.command[0]
-	candidates := []string{name}
-	if !strings.Contains(name, "/") {
-		candidates = nil
-		path, _ := lookup(envStrings(r.plan.env), "PATH")
-		for _, dir := range filepath.SplitList(path) {
-			candidates = append(candidates, filepath.Join(dir, name))
-		}
-	} else if !filepath.IsAbs(name) {
-		candidates = []string{filepath.Join(r.plan.workdir, name)}
-	}
-	for _, c := range candidates {
-		visible := false
-		for _, m := range r.plan.mounts {
-			visible = visible || m.kind == bind && m.source == m.target && isBelow(c, m.target)
-		}
-		for _, d := range r.plan.system {
-			visible = visible || isBelow(c, d.path)
-		}
-		if info, err := os.Stat(c); visible && err == nil && (info.IsDir() || info.Mode()&0o111 == 0) {
-			return ExitCannotRun
-		}
-	}
-	return ExitNotFound
-}
-
-func envStrings(vars []EnvVar) []string {
-	var out []string
-	for _, v := range vars {
-		out = append(out, v.Name+"="+v.Value)
-	}
-	return out
 }

@@ -85,7 +85,7 @@ type Spec struct {
 	ProtectedDirs  []string
 	ProtectedFiles []string
 
-	RunDir   string        // where the record of a running container is kept, see Sweep; empty: none is
+	RunDir   string        // a directory of ours, 0700, for the record of a running container; see Sweep
 	Progress io.Writer     // where an image's download is shown; nil: nowhere
 	Grace    time.Duration // between a request to stop and SIGKILL; 0: 5 s
 }
@@ -130,9 +130,9 @@ type plan struct {
 type mountKind int
 
 const (
-	bind mountKind = iota
-	tmpfs
-	named // a volume that the engine manages
+	bind  mountKind = iota
+	tmpfs           // an empty directory over what must not be seen
+	named           // a volume that the engine manages
 )
 
 type mount struct {
@@ -218,6 +218,9 @@ func (s *Sandbox) prepareContainer(ctx context.Context, p *plan, spec Spec) erro
 		return err
 	}
 	p.image = spec.Image
+	if !filepath.IsAbs(spec.RunDir) {
+		return fmt.Errorf("run directory %q: not an absolute path", spec.RunDir)
+	}
 	if interpreter(p.binary) != "" {
 		s.Warnings = append(s.Warnings, "this credproxy is linked dynamically and may not start in an image without the same C library: build it with CGO_ENABLED=0")
 	}
@@ -255,9 +258,7 @@ func (s *Sandbox) prepareBwrap(p *plan, spec Spec) error {
 	p.masks = maskedSystem(p.system, spec.ProtectedDirs)
 	p.extra = pointedFiles(p.system)
 	p.env = bwrapEnv(spec.Host.Environ, p.home, p.socket, spec.Env)
-	if spec.Engine.setuid {
-		s.Warnings = append(s.Warnings, "bwrap is installed setuid, so abstract Unix sockets of the host (a session bus, X11) stay reachable from the sandbox: remove the bit (chmod u-s) where user namespaces work without it")
-	} else if abi := landlockABI(); abi < landlockScopeABI {
+	if landlockABI() < landlockScopeABI {
 		s.Warnings = append(s.Warnings, "this kernel cannot scope abstract Unix sockets (Landlock ABI 6, Linux 6.12), so those of the host (a session bus, X11) stay reachable from the sandbox: use docker or podman, or a newer kernel")
 	}
 	return nil

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"unsafe"
+
+	"github.com/credproxy/credproxy/internal/sandbox"
 )
 
 // Report is what `inside report` prints, as one line of JSON.
@@ -33,6 +35,7 @@ type Report struct {
 }
 
 func main() {
+	sandbox.Enter()
 	if len(os.Args) < 2 {
 		os.Exit(2)
 	}
@@ -60,8 +63,15 @@ func main() {
 }
 
 func tty() {
+	// An engine may set the size after the command has begun.
+	resized := make(chan os.Signal, 1)
+	signal.Notify(resized, syscall.SIGWINCH)
 	var size [4]uint16
 	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, 1, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
+	for size[0] == 0 && errno == 0 {
+		<-resized
+		_, _, errno = syscall.Syscall(syscall.SYS_IOCTL, 1, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
+	}
 	fmt.Printf("size %d %d %d TERM=%s\n", size[0], size[1], errno, os.Getenv("TERM"))
 	interrupts := make(chan os.Signal, 1)
 	signal.Notify(interrupts, syscall.SIGINT)
@@ -104,7 +114,7 @@ func report(args []string) {
 	entries, _ := os.ReadDir("/proc/self/fd")
 	for _, e := range entries {
 		target, err := os.Readlink("/proc/self/fd/" + e.Name())
-		if err == nil && !strings.HasPrefix(target, "/proc/") && !strings.HasPrefix(target, "anon_inode:") {
+		if err == nil && !strings.HasPrefix(target, "/sys/fs/cgroup/") && !strings.HasPrefix(target, "/proc/") && !strings.HasPrefix(target, "anon_inode:") {
 			r.FDs = append(r.FDs, e.Name()+" "+target)
 		}
 	}
