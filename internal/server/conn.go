@@ -92,7 +92,7 @@ func (c *conn) run() {
 // end closes the connection and waits for its operations, which hold on to it as long as they run.
 func (c *conn) end() {
 	c.fail(errEnded)
-	c.r.Release()
+	c.r.Close()
 	c.awaitRunning(0)
 }
 
