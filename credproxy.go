@@ -60,7 +60,7 @@ func openOnce(ctx context.Context) error {
 	}
 	if socket := os.Getenv(SocketVariable); socket != "" {
 		c := client.New(client.Options{Socket: socket})
-		opened.tokens, opened.keys = client.NewTokenStore(c), client.NewKeyStore(c)
+		opened.tokens, opened.keys = c.Tokens(), c.Keys()
 		return nil
 	}
 	settings, dirs, err := load("")
@@ -71,7 +71,7 @@ func openOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	opened.tokens, opened.keys = direct{v}, direct{v}
+	opened.tokens, opened.keys = directTokens{v}, directKeys{v}
 	return nil
 }
 

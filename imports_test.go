@@ -29,6 +29,7 @@ var arrows = map[string][]string{
 		"wire", "internal/config",
 		"internal/vault/internal/secret", "internal/vault/internal/grant", "internal/vault/internal/store",
 		"internal/vault/internal/provider", "internal/vault/internal/login",
+		"internal/vault/internal/store/backend",
 	},
 	"internal/vault/internal/secret":   {},
 	"internal/vault/internal/grant":    {"wire", "internal/vault/internal/secret"},

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
+	"github.com/credproxy/credproxy/internal/vault/internal/store/backend"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -54,11 +56,23 @@ type login struct {
 
 // Open opens the store. It reads no credential yet.
 func Open(ctx context.Context, o Options) (*Vault, error) {
-	s, err := store.Open(ctx, o.storeOptions())
+	s, err := backend.Open(ctx, o.storeOptions())
 	if err != nil {
 		return nil, hostError(err)
 	}
 	return open(s, o.Config, o.Logger), nil
+}
+
+// storeOptions is where the stores keep their files: the file store in the data directory, the keyring's locks in the
+// state directory.
+func (o Options) storeOptions() backend.Options {
+	return backend.Options{
+		Kind:       o.Config.Store,
+		Dir:        o.Dirs.Data,
+		LockDir:    filepath.Join(o.Dirs.State, "locks"),
+		Key:        o.Config.FileStoreKey,
+		Passphrase: o.Passphrase,
+	}
 }
 
 func open(s store.Store, c *config.Config, log *slog.Logger) *Vault {
@@ -69,10 +83,10 @@ func open(s store.Store, c *config.Config, log *slog.Logger) *Vault {
 	return v
 }
 
-// Close releases the store.
+// Close waits for what is being read and releases the store.
 func (v *Vault) Close() error {
 	v.client.Close()
-	return v.store.Close()
+	return errors.Join(v.logins.Close(), v.keys.Close(), v.store.Close())
 }
 
 // StoreName is the name of the store in use: "keyring", "file" or "memory".
