@@ -153,12 +153,16 @@ func (s *scanner) more() bool {
 		return false
 	}
 	start := s.pos
-	s.str()
+	simple := s.str()
 	if s.syntax != "" {
 		return false
 	}
 	s.quoted = s.in[start:s.pos]
-	s.name = unquote(s.quoted)
+	if simple {
+		s.name = s.quoted[1 : len(s.quoted)-1]
+	} else if s.name = unquote(s.quoted); !printable(s.name) {
+		s.rule("a member's name has a control or non-ASCII character")
+	}
 	if s.peek() != ':' {
 		s.fail("a colon is missing")
 		return false
@@ -170,9 +174,6 @@ func (s *scanner) more() bool {
 
 // remember notes the member's name for the search for duplicates.
 func (s *scanner) remember() {
-	if !printable(s.name) {
-		s.rule("a member's name has a control or non-ASCII character")
-	}
 	if s.depth > MaxDepth {
 		return
 	}

@@ -5,19 +5,20 @@ import (
 	"unicode/utf8"
 )
 
-// plain has the bytes that stand for themselves in a string and need no further check.
+// plain has the bytes that stand for themselves in a string and may stand in a name.
 var plain = func() (t [256]bool) {
-	for c := 0x20; c < utf8.RuneSelf; c++ {
+	for c := 0x20; c < 0x7f; c++ {
 		t[c] = c != '"' && c != '\\'
 	}
 	return t
 }()
 
-// str steps over a string. Surrogates must be paired and the bytes must be UTF-8.
-func (s *scanner) str() {
+// str steps over a string. Surrogates must be paired and the bytes must be UTF-8. It reports whether the string is made
+// of plain bytes only.
+func (s *scanner) str() (simple bool) {
 	in, i := s.in, s.pos+1
 	start := i
-	ascii := true
+	simple = true
 	for i < len(in) {
 		if plain[in[i]] {
 			i++
@@ -25,28 +26,30 @@ func (s *scanner) str() {
 		}
 		switch c := in[i]; {
 		case c == '"':
-			if !ascii && !utf8.Valid(in[start:i]) {
+			if !simple && !utf8.Valid(in[start:i]) {
 				s.fail("not UTF-8")
-				return
+				return false
 			}
 			s.pos = i + 1
-			return
+			return simple
 		case c == '\\':
 			n := escape(in[i:])
 			if n == 0 {
 				s.fail("a malformed escape")
-				return
+				return false
 			}
+			simple = false
 			i += n
 		case c < 0x20:
 			s.fail("a control character in a string")
-			return
+			return false
 		default:
-			ascii = false
+			simple = false
 			i++
 		}
 	}
 	s.fail("a string does not end")
+	return false
 }
 
 // escape returns the length of the escape sequence at the start of b, a surrogate pair being one; 0 if it is none.
