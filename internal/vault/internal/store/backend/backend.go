@@ -14,10 +14,10 @@ import (
 
 // Options say what to open. Dir and LockDir are absolute paths, and the same in all processes of the user.
 type Options struct {
-	Kind       string   // "auto", "keyring", "file", or for tests "memory"
-	Dir        string   // of the file store
-	LockDir    string   // of the keyring's lock files
-	Key        file.Key // of the file store; "" is file.KeyAuto
+	Kind       string // "auto", "keyring", "file", or for tests "memory"
+	Dir        string // of the file store
+	LockDir    string // of the keyring's lock files
+	Key        string // where the file store's key is, a file.Key; "" is file.KeyAuto
 	Passphrase func(ctx context.Context, confirm bool) (string, error)
 	Bus        string // see keyring.Options
 }
@@ -61,7 +61,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 			return &Store{Store: k, keyring: k}, nil
 		}
 	}
-	f, err := file.Open(file.Options{Dir: o.Dir, Key: o.Key, Keyring: k, Passphrase: o.Passphrase})
+	f, err := file.Open(file.Options{Dir: o.Dir, Key: file.Key(o.Key), Keyring: k, Passphrase: o.Passphrase})
 	if err != nil {
 		_ = k.Close()
 		return nil, err

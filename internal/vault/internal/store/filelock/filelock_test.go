@@ -23,15 +23,18 @@ var item = store.Item{Service: "svc", Account: "acme:default"}
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(dirVar); dir != "" {
 		root, err := os.OpenRoot(dir)
+		var unlock func()
 		if err == nil {
-			_, err = filelock.Lock(context.Background(), root, item)
+			unlock, err = filelock.Lock(context.Background(), root, item)
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		fmt.Print(".")
-		select {}
+		_, _ = os.Stdin.Read(make([]byte, 1))
+		unlock()
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -73,6 +76,9 @@ func TestLockDiesWithItsProcess(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), self)
 	cmd.Env = append(os.Environ(), dirVar+"="+root.Name())
 	cmd.Stderr = os.Stderr
+	if _, err := cmd.StdinPipe(); err != nil { // it waits for its end
+		t.Fatal(err)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -9,11 +9,16 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/keyring"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/keyring/keyringtest"
 )
+
+// A connection that is given up, after a time limit or because it broke, must not leave its goroutines behind.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t *testing.T, s *keyringtest.Session) *keyring.Store {
 	t.Helper()

@@ -318,7 +318,7 @@ func signal(t *testing.T, s *keyringtest.Session, sig syscall.Signal) {
 
 func countValue(out, value string) int {
 	n := 0
-	for _, line := range strings.Split(out, "\n") {
+	for line := range strings.SplitSeq(out, "\n") {
 		if line == "secret = "+value {
 			n++
 		}
