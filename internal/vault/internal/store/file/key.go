@@ -155,8 +155,15 @@ func (k *key) takeTurn(ctx context.Context) error {
 }
 
 func (k *key) existingInTurn(ctx context.Context, root *os.Root) (*loadedKey, error) {
-	if l := k.loaded.Load(); l != nil && l.id == readID(root) {
-		return l, nil
+	if l := k.loaded.Load(); l != nil {
+		recorded := readID(root)
+		if l.id == recorded {
+			return l, nil
+		}
+		// Without a key.id, and where none can be written, an item shows that the store is the same.
+		if _, opened, err := tryItems(root, l.identity, len(recorded) != len(l.id)); err == nil && opened {
+			return l, nil
+		}
 	}
 	look, _ := k.places()
 	var absent []string
@@ -254,10 +261,10 @@ func fits(root *os.Root, identity *age.X25519Identity) error {
 	case encrypted && !opened:
 		return ErrWrongKey
 	}
-	if err := atomicfile.WriteFile(root, idFile, []byte(id+"\n")); err != nil {
+	if err := atomicfile.WriteFile(root, idFile, []byte(id+"\n")); err != nil && !opened {
 		return err
 	}
-	return nil
+	return nil // perhaps without a key.id, but then an item has shown that the key is right
 }
 
 func hasItems(root *os.Root) (bool, error) {

@@ -155,8 +155,8 @@ func TestLocked(t *testing.T) {
 	k := open(t, s)
 	write(t, k, item, "v")
 	s.Lock(t)
-	wantAll(t, k, item, store.ErrLocked, time.Second, "unlock it")
-	wantAll(t, open(t, s), store.Item{Service: "nobody", Account: "knows"}, store.ErrLocked, time.Second, "unlock it")
+	wantAll(t, k, item, store.ErrLocked, 2*time.Second, "unlock it")
+	wantAll(t, open(t, s), store.Item{Service: "nobody", Account: "knows"}, store.ErrLocked, 2*time.Second, "unlock it")
 	s.Unlock(t)
 	wantValue(t, k, item, "v")
 	write(t, k, item, "w")
@@ -182,7 +182,7 @@ func TestNoCollection(t *testing.T) {
 
 func TestNoService(t *testing.T) {
 	s := keyringtest.New(t)
-	wantAll(t, open(t, s), item, store.ErrUnavailable, time.Second, "no program offers a keyring")
+	wantAll(t, open(t, s), item, store.ErrUnavailable, 2*time.Second, "no program offers a keyring")
 }
 
 func TestNoBus(t *testing.T) {
@@ -197,9 +197,9 @@ func TestNoBus(t *testing.T) {
 	}
 	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "")
 	t.Setenv("XDG_RUNTIME_DIR", dir)
-	wantAll(t, openAt(""), item, store.ErrUnavailable, time.Second, "no D-Bus session")
+	wantAll(t, openAt(""), item, store.ErrUnavailable, 2*time.Second, "no D-Bus session")
 	t.Setenv("DBUS_SESSION_BUS_ADDRESS", "autolaunch:")
-	wantAll(t, openAt(""), item, store.ErrUnavailable, time.Second, "no D-Bus session")
+	wantAll(t, openAt(""), item, store.ErrUnavailable, 2*time.Second, "no D-Bus session")
 	for bus, says := range map[string]string{
 		"unix:path=" + dir + "/none":     "none",
 		"tcp:host=localhost,port=1":      "no Unix socket",
@@ -207,7 +207,7 @@ func TestNoBus(t *testing.T) {
 		"garbage":                        "no Unix socket",
 		"unix:abstract=credproxy-nobody": "credproxy-nobody",
 	} {
-		wantAll(t, openAt(bus), item, store.ErrUnavailable, time.Second, says)
+		wantAll(t, openAt(bus), item, store.ErrUnavailable, 2*time.Second, says)
 	}
 	if _, err := keyring.Open(keyring.Options{LockDir: "relative"}); err == nil {
 		t.Error("a relative LockDir was taken")
@@ -241,7 +241,7 @@ func TestServiceThatHangs(t *testing.T) {
 	begun := time.Now()
 	var wg sync.WaitGroup
 	for range 4 {
-		wg.Go(func() { wantAll(t, k, item, store.ErrUnavailable, 4*time.Second, "did not answer within 3 s") })
+		wg.Go(func() { wantAll(t, k, item, store.ErrUnavailable, 6*time.Second, "did not answer within 3 s") })
 	}
 	// A caller with less time does not wait for the limit, and is told of its own.
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -275,7 +275,7 @@ func TestBusThatHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	begun := time.Now()
-	if err := k.Check(t.Context()); !errors.Is(err, store.ErrUnavailable) || time.Since(begun) > 4*time.Second {
+	if err := k.Check(t.Context()); !errors.Is(err, store.ErrUnavailable) || time.Since(begun) > 6*time.Second {
 		t.Errorf("Check: %v after %v", err, time.Since(begun))
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -291,7 +291,7 @@ func TestRestarts(t *testing.T) {
 	k := open(t, s)
 	write(t, k, item, "v")
 	keyringtest.End(s.Keyring)
-	wantAll(t, k, item, store.ErrUnavailable, time.Second, "no program offers a keyring")
+	wantAll(t, k, item, store.ErrUnavailable, 2*time.Second, "no program offers a keyring")
 	s.StartKeyring(t, "--unlock")
 	wantValue(t, k, item, "v")
 	write(t, k, item, "w")
