@@ -115,6 +115,8 @@ func runner(file string) int {
 	return status
 }
 
+const testLabel = "io.credproxy.test"
+
 // identity is who runs an engine.
 type identity struct {
 	uid, gid int
@@ -160,7 +162,7 @@ func engineCases(t *testing.T) []engineCase {
 // eachEngine runs a test for every engine and identity.
 func eachEngine(t *testing.T, test func(t *testing.T, f *fixture)) {
 	for _, c := range engineCases(t) {
-		t.Run(c.name, func(t *testing.T) { test(t, newFixture(t, c)) })
+		t.Run(c.name, func(t *testing.T) { t.Parallel(); test(t, newFixture(t, c)) })
 	}
 }
 
@@ -204,6 +206,7 @@ func newFixture(t *testing.T, c engineCase) *fixture {
 	}}
 	if c.kind != Bwrap {
 		f.spec.Spec.Image = os.Getenv("CREDPROXY_TEST_IMAGE")
+		f.spec.Spec.EngineArgs = []string{"--label", testLabel + "=" + filepath.Base(dir), "--network=none"}
 	}
 	f.own(t)
 	return f
@@ -298,7 +301,7 @@ func (f *fixture) containers(t *testing.T) string {
 	if f.kind == Bwrap {
 		return ""
 	}
-	cmd := exec.Command(string(f.kind), "ps", "--all", "--quiet", "--filter", "label="+runLabel)
+	cmd := exec.Command(string(f.kind), "ps", "--all", "--quiet", "--filter", "label="+testLabel+"="+filepath.Base(f.dir))
 	cmd.Env, cmd.Dir = f.id.env, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(f.id.uid), Gid: uint32(f.id.gid), Groups: f.id.groups}}
 	out, err := cmd.Output()
@@ -337,6 +340,7 @@ func TestE2EWhatIsSeen(t *testing.T) {
 		defer l.Close()
 		f.write(t, "work/file", "of the project")
 		f.spec.Spec.Env = []EnvVar{{"MINE", "a value, with\nlines"}, {"DOCKER_HOST", "tcp://inside:1"}, {"XDG_DATA_HOME", "/x y"}}
+		f.spec.Spec.EngineArgs = f.spec.Spec.EngineArgs[:min(2, len(f.spec.Spec.EngineArgs))] // with the engine's default network
 		work, sockets := f.spec.Spec.Workdir, filepath.Join(f.dir, "sockets")
 		r := f.report(t, "see="+work, "see="+sockets, "see="+f.dir, "see="+filepath.Join(f.dir, "home"), "see="+f.id.home,
 			"see=/run/user", "see=/run/docker.sock", "see=/var/lib", "see=/root", "see=/home",

@@ -142,7 +142,7 @@ func (r *run) makeCovers(dir string) error {
 			}
 			point := filepath.Join(source, strings.TrimPrefix(below.target, m.target))
 			parent, isDir := filepath.Dir(point), true
-			if info, err := os.Stat(below.source); below.kind == bind && err == nil && !info.IsDir() {
+			if info, err := os.Stat(below.source); below.source == r.plan.socket || below.kind == bind && err == nil && !info.IsDir() {
 				isDir = false
 			}
 			if isDir {
@@ -258,7 +258,11 @@ func (r *run) readStatus(status *os.File) {
 
 // signalBwrapped hands a signal to the command itself: bwrap would die of it and take the command along.
 func (r *run) signalBwrapped(_ context.Context, sig syscall.Signal) {
-	<-r.ready
+	select {
+	case <-r.ready:
+	case <-time.After(time.Second):
+		return // it hangs; the grace period goes on
+	}
 	if r.init < 0 {
 		return
 	}

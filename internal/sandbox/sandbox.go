@@ -2,7 +2,8 @@
 // or podman container, or in namespaces made by bubblewrap.
 //
 // What to call: [Host.Select] finds an engine, [Prepare] checks what is to be mounted and says what is wrong before anything
-// starts, [Sandbox.Run] runs the command and returns its exit status, [Sweep] removes what a killed process left behind.
+// starts, [Sandbox.Run] runs the command and returns its exit status, [Host.Sweep] removes what a killed process left behind.
+// The program that is mounted inside calls [Enter] first in its main.
 // [Host.Probe] is for a report about all engines, [ParseVolume] and [ParseEnv] read what a person writes on the command line.
 //
 // The argument lists are made by pure functions from plain data (dockerArgs, podmanArgs, bwrapArgs); everything that asks the
@@ -85,7 +86,7 @@ type Spec struct {
 	ProtectedDirs  []string
 	ProtectedFiles []string
 
-	RunDir   string        // a directory of ours, 0700, for the record of a running container; see Sweep
+	RunDir   string        // a directory of ours, 0700, for the record of a running container; see Host.Sweep
 	Progress io.Writer     // where an image's download is shown; nil: nowhere
 	Grace    time.Duration // between a request to stop and SIGKILL; 0: 5 s
 }
