@@ -17,6 +17,7 @@ var arrows = map[string][]string{
 	"client":              {"wire", "internal/frame"},
 	"internal/frame":      {},
 	"internal/atomicfile": {},
+	"internal/privatedir": {},
 	"internal/socket":     {},
 	"internal/protect":    {},
 	"internal/audit":      {},
@@ -35,13 +36,13 @@ var arrows = map[string][]string{
 	"internal/vault/internal/grant":    {"wire", "internal/vault/internal/secret"},
 	"internal/vault/internal/provider": {"wire", "internal/config", "internal/vault/internal/secret", "internal/vault/internal/grant"},
 	"internal/vault/internal/login":    {"internal/vault/internal/secret", "internal/vault/internal/grant", "internal/vault/internal/provider"},
-	"internal/vault/internal/store":    {"internal/atomicfile", "internal/vault/internal/secret", "internal/vault/internal/store/…"},
+	"internal/vault/internal/store":    {"internal/atomicfile", "internal/privatedir", "internal/vault/internal/secret", "internal/vault/internal/store/…"},
 
-	"internal/daemon": {"internal/audit", "internal/config", "internal/server", "internal/socket", "internal/vault"},
+	"internal/daemon": {"internal/audit", "internal/config", "internal/privatedir", "internal/server", "internal/socket", "internal/vault"},
 	".":               {"client", "wire", "internal/config", "internal/daemon", "internal/vault"},
 	"internal/cli": {
 		".", "client", "wire", "internal/audit", "internal/config", "internal/daemon", "internal/oauthtest",
-		"internal/protect", "internal/sandbox", "internal/socket", "internal/vault",
+		"internal/privatedir", "internal/protect", "internal/sandbox", "internal/socket", "internal/vault",
 	},
 	"cmd/credproxy": {"internal/cli"},
 }

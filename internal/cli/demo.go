@@ -18,6 +18,7 @@ import (
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/daemon"
 	"github.com/credproxy/credproxy/internal/oauthtest"
+	"github.com/credproxy/credproxy/internal/privatedir"
 	"github.com/credproxy/credproxy/internal/sandbox"
 )
 
@@ -80,7 +81,7 @@ func (a *app) demo(ctx context.Context, engine sandbox.Kind) (err error) {
 	}
 	defer os.RemoveAll(top)
 	d.home = filepath.Join(top, "home")
-	if err := config.PrivateDir(d.home); err != nil {
+	if err := privatedir.Make(d.home); err != nil {
 		return err
 	}
 	d.server, err = oauthtest.Start(oauthtest.Options{

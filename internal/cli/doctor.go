@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/privatedir"
 	"github.com/credproxy/credproxy/internal/protect"
 	"github.com/credproxy/credproxy/internal/sandbox"
 	"github.com/credproxy/credproxy/internal/socket"
@@ -147,7 +148,7 @@ func checkConfiguration() (*config.Config, []check) {
 }
 
 func checkStateDir(dirs config.Dirs) check {
-	if err := config.PrivateDir(dirs.State); err != nil {
+	if err := privatedir.Make(dirs.State); err != nil {
 		return fail("state directory", "the audit log goes there: make it a directory of your own", err)
 	}
 	if f, err := os.CreateTemp(dirs.State, ".doctor-*"); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/privatedir"
 	"github.com/credproxy/credproxy/internal/sandbox"
 )
 
@@ -161,7 +162,7 @@ func (a *app) runLog() (_ *slog.Logger, closeLog func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := config.PrivateDir(dirs.State); err != nil {
+	if err := privatedir.Make(dirs.State); err != nil {
 		return nil, nil, err
 	}
 	l, err := openLogFile(proxyLogPath(dirs))

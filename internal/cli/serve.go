@@ -19,7 +19,6 @@ import (
 
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/daemon"
-	"github.com/credproxy/credproxy/internal/socket"
 )
 
 // drainTime is how long requests in flight may take when the proxy ends.
@@ -112,13 +111,6 @@ func (a *app) startProxy(ctx context.Context, o proxyOptions) (*daemon.Proxy, *c
 	passphrase, err := a.unlock(ctx, c, dirs)
 	if err != nil {
 		return nil, nil, dirs, err
-	}
-	if dir, err := socket.Dir(); err == nil {
-		if removed, err := socket.SweepStale(dir); err != nil {
-			o.log.Warn("sockets of dead proxies were not removed", "error", err)
-		} else if len(removed) > 0 {
-			o.log.Info("removed sockets of dead proxies", "sockets", removed)
-		}
 	}
 	p, err := daemon.Start(ctx, daemon.Options{
 		Config: c, Dirs: dirs, Profile: o.profile, Capability: capability, AllowUIDs: o.allowUIDs,

@@ -1,8 +1,8 @@
 // Package config reads the configuration file, says where credproxy keeps its files, and answers what a profile allows.
 //
 // A command calls [ConfigPath] and [Load], picks a profile with [Config.Profile] and, when it keeps running, gives the result to
-// [Watch]. The server asks the [Profile] itself on every request. [Directories] and [PrivateDir] are for the packages that keep
-// files of their own.
+// [Watch]. The server asks the [Profile] itself on every request. [Directories] is for the packages that keep files of
+// their own.
 //
 // Reading is strict: an unknown key, a wrong type or a value that cannot work is an [*Error] with the file and the line. Whoever
 // can write this file decides what a sandbox gets, so a file that others could write is refused too.

@@ -3,14 +3,12 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
-	"syscall"
 )
 
-// Dirs are absolute paths of the directories that hold credproxy's own files. They need not exist yet; see PrivateDir.
+// Dirs are absolute paths of the directories that hold credproxy's own files. They need not exist yet.
 type Dirs struct {
 	Config string // config.toml
 	State  string // audit log, recovery files
@@ -72,28 +70,4 @@ func directories(goos string, getenv func(string) string) (Dirs, error) {
 		}
 	}
 	return d, nil
-}
-
-// PrivateDir makes the directory path, with its parents, for this user alone (0700). One that exists is left as it is, and refused
-// if it is a symbolic link, belongs to someone else, or lets others write: what is in it may not be ours then.
-func PrivateDir(path string) error {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return err // a PathError: names the path and the cause
-	}
-	info, err := os.Lstat(path)
-	if err != nil {
-		return err
-	}
-	fail := func(format string, args ...any) error {
-		return fmt.Errorf("directory %s: "+format, append([]any{path}, args...)...)
-	}
-	switch uid := int(info.Sys().(*syscall.Stat_t).Uid); {
-	case info.Mode()&fs.ModeSymlink != 0:
-		return fail("is a symbolic link; replace it with a directory")
-	case uid != os.Geteuid():
-		return fail("belongs to UID %d, not to this user; run: chown %d '%s'", uid, os.Geteuid(), path)
-	case info.Mode().Perm()&0o022 != 0:
-		return fail("can be written by other users (mode %04o); run: chmod 700 '%s'", info.Mode().Perm(), path)
-	}
-	return nil
 }

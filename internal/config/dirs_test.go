@@ -1,10 +1,7 @@
 package config
 
 import (
-	"io/fs"
-	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 )
 
@@ -62,49 +59,5 @@ func TestConfigPath(t *testing.T) {
 	t.Setenv("CREDPROXY_HOME", "relative")
 	if got, err := ConfigPath(); err == nil {
 		t.Errorf("%q with a relative home", got)
-	}
-}
-
-func TestPrivateDir(t *testing.T) {
-	base := t.TempDir()
-	path := filepath.Join(base, "a", "b")
-	for range 2 { // made, then found
-		if err := PrivateDir(path); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, dir := range []string{path, filepath.Dir(path)} {
-		if m := mustStat(t, dir).Mode(); m != fs.ModeDir|0o700 {
-			t.Errorf("%s has mode %v", dir, m)
-		}
-	}
-	link, open, file := filepath.Join(base, "link"), filepath.Join(base, "open"), filepath.Join(base, "file")
-	if err := os.Symlink(path, link); err != nil {
-		t.Fatal(err)
-	}
-	if err := PrivateDir(open); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(open, 0o770|fs.ModeSticky); err != nil {
-		t.Fatal(err)
-	}
-	rewrite(t, file, "")
-	for path, want := range map[string]string{
-		link: "is a symbolic link", open: "can be written by other users (mode 0770); run: chmod 700 '" + open + "'", file: "not a directory",
-	} {
-		if err := PrivateDir(path); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
-			t.Errorf("PrivateDir(%s): %v, want …%s…", path, err, want)
-		}
-	}
-	if m := mustStat(t, open).Mode().Perm(); m != 0o770 {
-		t.Errorf("the mode was changed to %v: a refusal must not repair", m)
-	}
-	if os.Geteuid() == 0 {
-		if err := os.Chown(path, 12345, -1); err != nil {
-			t.Fatal(err)
-		}
-		if err := PrivateDir(path); err == nil || !strings.Contains(err.Error(), "belongs to UID 12345, not to this user; run: chown 0 '"+path+"'") {
-			t.Errorf("a directory of someone else's: %v", err)
-		}
 	}
 }

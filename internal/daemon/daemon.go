@@ -14,6 +14,7 @@ import (
 
 	"github.com/credproxy/credproxy/internal/audit"
 	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/privatedir"
 	"github.com/credproxy/credproxy/internal/server"
 	"github.com/credproxy/credproxy/internal/socket"
 	"github.com/credproxy/credproxy/internal/vault"
@@ -74,7 +75,7 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 	}
 	undo = append(undo, func() { _ = p.vault.Close() })
 
-	if err := config.PrivateDir(o.Dirs.State); err != nil {
+	if err := privatedir.Make(o.Dirs.State); err != nil {
 		return nil, err
 	}
 	p.audit, err = audit.Open(AuditPath(o.Dirs), audit.Options{Logger: o.Logger})
@@ -86,6 +87,12 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 	p.socket, err = socket.Listen()
 	if err != nil {
 		return nil, fmt.Errorf("listening: %w", err)
+	}
+	// That leftovers cannot be removed keeps nobody from working.
+	if removed, err := socket.SweepStale(filepath.Dir(p.socket.Path())); err != nil {
+		p.log.Warn("sockets of dead proxies were not removed", "error", err)
+	} else if len(removed) > 0 {
+		p.log.Info("removed sockets of dead proxies", "sockets", removed)
 	}
 	undo = append(undo, func() { _ = p.socket.Close() })
 

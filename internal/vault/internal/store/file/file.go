@@ -28,11 +28,11 @@ import (
 	"time"
 
 	"github.com/credproxy/credproxy/internal/atomicfile"
+	"github.com/credproxy/credproxy/internal/privatedir"
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/filelock"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/filename"
-	"github.com/credproxy/credproxy/internal/vault/internal/store/privatedir"
 )
 
 // Options say where the store is and how its key is kept.

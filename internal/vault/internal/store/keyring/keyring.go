@@ -17,9 +17,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/credproxy/credproxy/internal/privatedir"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/filelock"
-	"github.com/credproxy/credproxy/internal/vault/internal/store/privatedir"
 )
 
 // limit is the time that the keyring has for one call. What does not answer in it is store.ErrUnavailable.

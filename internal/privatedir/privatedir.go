@@ -1,4 +1,4 @@
-// Package privatedir opens directories that belong to this user alone: [Open] by path, [Sub] inside one that is open.
+// Package privatedir opens directories that belong to this user alone: [Open] and [Make] by path, [Sub] inside one that is open.
 // What is not as it should be is refused with an error that says why, never repaired: someone else may have made it.
 package privatedir
 
@@ -31,6 +31,15 @@ func Open(path string, create bool) (*os.Root, error) {
 		return nil, err
 	}
 	return open(path, path, os.Lstat, os.OpenRoot)
+}
+
+// Make is Open with create, for callers that need the directory only to be there.
+func Make(path string) error {
+	root, err := Open(path, true)
+	if err != nil {
+		return err
+	}
+	return root.Close()
 }
 
 // Sub opens the directory name in root like Open.

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/credproxy/credproxy/internal/vault/internal/store/privatedir"
+	"github.com/credproxy/credproxy/internal/privatedir"
 )
 
 func TestOpenMakesPrivateDirectories(t *testing.T) {

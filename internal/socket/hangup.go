@@ -1,0 +1,59 @@
+package socket
+
+import (
+	"net"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// HungUp tells two kinds of end of file apart: it reports whether the peer has closed its end altogether, rather than
+// said that it will send no more and still reads. Linux knows (unix_poll); elsewhere the answer is no, and a write
+// will tell.
+func HungUp(c net.Conn) bool {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	if runtime.GOOS != "linux" {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return true
+	}
+	hungUp := false
+	if err := raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd)}}
+		_, err := unix.Poll(fds, 0)
+		hungUp = err == nil && fds[0].Revents&unix.POLLHUP != 0
+	}); err != nil {
+		return true
+	}
+	return hungUp
+}
+
+// Discard reads away what has arrived on c already, up to max bytes, without waiting for more. A Unix socket that is
+// closed with unread input tells its peer ECONNRESET instead of end of file; to call this first makes for a clean end.
+func Discard(c net.Conn, max int) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	buf := make([]byte, min(max, 16<<10))
+	_ = raw.Read(func(fd uintptr) bool {
+		for max > 0 {
+			n, err := unix.Read(int(fd), buf)
+			if n <= 0 || err != nil {
+				break
+			}
+			max -= n
+		}
+		return true // whatever came, do not wait
+	})
+}
