@@ -409,10 +409,7 @@ func (h *host) login(login string) {
 func (h *host) tryLogin(login string) (r result, page int) {
 	h.t.Helper()
 	b := h.start(h.command("auth", "login", login, "--no-browser"))
-	url := b.stderr.find(anyURL, b.ended, patience)
-	if url == nil {
-		url = b.stdout.find(anyURL, b.ended, 0)
-	}
+	url := b.stdout.find(anyURL, b.ended, patience)
 	if url == nil {
 		h.t.Fatalf("auth login printed no URL; stdout: %s stderr: %s", b.stdout, b.stderr)
 	}
