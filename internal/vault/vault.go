@@ -177,6 +177,8 @@ func hostError(err error) error {
 		return err
 	case errors.Is(err, store.ErrNotFound):
 		crossing = wire.E(wire.CodeNotFound, "nothing is stored under this name")
+	case errors.Is(err, store.ErrTooLarge):
+		crossing = wire.E(wire.CodeInvalidRequest, "this is larger than what can be stored: 1 MiB, with what is stored already")
 	case errors.Is(err, store.ErrLocked):
 		crossing = wire.E(wire.CodeInternal, "the keyring on the host is locked: unlock it there and try again")
 	case errors.Is(err, store.ErrUnavailable):

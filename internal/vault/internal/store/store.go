@@ -70,13 +70,15 @@ func CheckValue(it Item, value secret.String) error {
 	case n == 0:
 		return fmt.Errorf("item %s: there is nothing to store in it", it)
 	case n > MaxValue:
-		return fmt.Errorf("item %s: a value of %d bytes is longer than %d", it, n, MaxValue)
+		return fmt.Errorf("item %s: %w: %d bytes, and at most %d can be stored", it, ErrTooLarge, n, MaxValue)
 	}
 	return nil
 }
 
 // Errors of every store. They come wrapped with what was being done.
 var (
+	// ErrTooLarge: the value is longer than [MaxValue].
+	ErrTooLarge = errors.New("the value is too large")
 	// ErrNotFound: there is no such item.
 	ErrNotFound = errors.New("not stored")
 	// ErrLocked: the store is there but locked; unlocking it is up to the person.
