@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -104,46 +105,57 @@ func TestE2EVolumes(t *testing.T) {
 	})
 }
 
-// TestE2ETerminal: the command has the terminal, its size and its Ctrl-C, and cannot type into it.
+// TestE2ETerminal: the command has the terminal, its size and its Ctrl-C. Where the terminal is not the controlling one of
+// credproxy, as under some programs that drive others, Ctrl-C is no signal, but one that is sent is handed on.
 func TestE2ETerminal(t *testing.T) {
-	eachEngine(t, func(t *testing.T, f *fixture) {
-		master, slave := openTerminal(t)
-		cmd := f.command(t, "credproxy", "tty")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-		cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty, cmd.SysProcAttr.Ctty = true, true, 0
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		slave.Close()
-		lines := readLines(master)
-		expect := func(want string) {
-			t.Helper()
-			for deadline := time.After(30 * time.Second); ; {
-				select {
-				case line, ok := <-lines:
-					if strings.Contains(line, want) {
-						return
-					}
-					if !ok {
-						t.Fatalf("the terminal ended before %q", want)
-					}
-				case <-deadline:
-					_ = cmd.Process.Signal(syscall.SIGTERM)
-					t.Fatalf("no %q on the terminal", want)
+	for _, controlling := range []bool{true, false} {
+		t.Run(fmt.Sprintf("controlling=%t", controlling), func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, f *fixture) { useTerminal(t, f, controlling) })
+		})
+	}
+}
+
+func useTerminal(t *testing.T, f *fixture, controlling bool) {
+	master, slave := openTerminal(t)
+	cmd := f.command(t, "credproxy", "tty")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty, cmd.SysProcAttr.Ctty = true, controlling, 0
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	slave.Close()
+	lines := readLines(master)
+	expect := func(want string) {
+		t.Helper()
+		for deadline := time.After(30 * time.Second); ; {
+			select {
+			case line, ok := <-lines:
+				if strings.Contains(line, want) {
+					return
 				}
+				if !ok {
+					t.Fatalf("the terminal ended before %q", want)
+				}
+			case <-deadline:
+				_ = cmd.Process.Signal(syscall.SIGTERM)
+				t.Fatalf("no %q on the terminal", want)
 			}
 		}
-		expect("size 33 77 0 TERM=xterm")
-		io.WriteString(master, "abc\n")
-		expect("line abc")
+	}
+	expect("size 33 77 0 TERM=xterm")
+	io.WriteString(master, "abc\n")
+	expect("line abc")
+	if controlling {
 		io.WriteString(master, "\x03")
-		expect("interrupted")
-		_ = cmd.Wait()
-		if got := cmd.ProcessState.ExitCode(); got != 7 {
-			t.Errorf("status %d, want the command's own, 7", got)
-		}
-		f.nothingLeft(t)
-	})
+	} else if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	expect("interrupted")
+	_ = cmd.Wait()
+	if got := cmd.ProcessState.ExitCode(); got != 7 {
+		t.Errorf("status %d, want the command's own, 7", got)
+	}
+	f.nothingLeft(t)
 }
 
 func TestE2ETerminalSignalled(t *testing.T) {

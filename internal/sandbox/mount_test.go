@@ -114,7 +114,7 @@ func TestGuard(t *testing.T) {
 			}
 			root := tree(t, names...)
 			abs := func(list string) (out []string) {
-				for _, n := range strings.Fields(list) {
+				for n := range strings.FieldsSeq(list) {
 					out = append(out, filepath.Join(root, n))
 				}
 				return out

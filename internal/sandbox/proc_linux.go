@@ -253,3 +253,12 @@ func foreground() bool {
 	pgrp, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
 	return err == nil && pgrp == unix.Getpgrp()
 }
+
+// inBackground reports whether f is this process's controlling terminal and at present another's to read from.
+func inBackground(f *os.File) bool {
+	if f == nil {
+		return false
+	}
+	pgrp, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP) // fails for every other file
+	return err == nil && pgrp != unix.Getpgrp()
+}

@@ -40,3 +40,5 @@ func (handle) wait(int) bool                { return true }
 func (handle) close()                       {}
 
 func foreground() bool { return false }
+
+func inBackground(*os.File) bool { return false }

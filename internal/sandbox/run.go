@@ -37,7 +37,7 @@ func (s *Sandbox) Run(ctx context.Context, stdio Stdio) (int, error) {
 	p := s.plan
 	p.terminal = isTerminal(stdio.In) && isTerminal(stdio.Out)
 	p.stdin = stdio.In != nil
-	if isTerminal(stdio.In) && !foreground() {
+	if inBackground(stdio.In) {
 		// In the background, reading a terminal would stop us, and so would setting its mode.
 		null, err := os.Open(os.DevNull)
 		if err != nil {
@@ -67,7 +67,11 @@ type run struct {
 
 func (r *run) run(ctx context.Context) (int, error) {
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+		if !signal.Ignored(sig) { // as nohup(1) has asked for
+			signal.Notify(signals, sig)
+		}
+	}
 	defer signal.Stop(signals)
 
 	if r.plan.engine.Kind == Bwrap {
