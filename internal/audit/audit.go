@@ -24,7 +24,7 @@ const (
 
 	// maxWaiting is how many bytes may wait for a file that cannot be written. Then Record blocks, and with it the operation that
 	// it would record: what cannot be logged is not done.
-	maxWaiting = 8 << 20
+	maxWaiting = 1 << 20
 
 	// retryDelay is the time between two attempts at a file that cannot be written.
 	retryDelay = time.Second
@@ -92,7 +92,7 @@ func Open(path string, opts Options) (*Log, error) {
 	return l, nil
 }
 
-// Record adds e to the log and does not keep it. It touches no file; it blocks only while 8 MiB of events wait for a file that cannot be
+// Record adds e to the log and does not keep it. It touches no file; it blocks only while 1 MiB of events wait for a file that cannot be
 // written. An event that comes after Close is lost, which is logged as an error.
 func (l *Log) Record(e *Event) {
 	l.mu.Lock()

@@ -258,7 +258,7 @@ func locked(t *testing.T, path string) (release func()) {
 	return func() { f.Close() }
 }
 
-// While the file cannot be written nothing is lost and one line says so; from 8 MiB on Record waits.
+// While the file cannot be written nothing is lost and one line says so; from 1 MiB on Record waits.
 func TestOutage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	synctest.Test(t, func(t *testing.T) {

@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/credproxy/credproxy/internal/audit"
 	"github.com/credproxy/credproxy/internal/config"
@@ -112,7 +114,11 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 	watching, stop := context.WithCancel(context.Background())
 	p.stop = stop
 	p.workers.Go(func() { config.Watch(watching, o.Config.Path, o.Config, p.edited, p.broken) })
-	p.workers.Go(func() { p.failed <- p.server.Serve(p.socket) })
+	p.workers.Go(func() {
+		if err := p.server.Serve(p.socket); !errors.Is(err, server.ErrClosed) {
+			p.failed <- err
+		}
+	})
 	return p, nil
 }
 
@@ -145,15 +151,21 @@ func (p *Proxy) broken(err error) {
 // log (complete on disk), store. It waits for every goroutine that Start began.
 func (p *Proxy) Close(ctx context.Context) error {
 	p.stop()
+	// A disk that is full holds up the requests that the audit log has to record, and with them Shutdown: the log gets
+	// a little longer than the requests, and then gives up, which lets them go.
+	release := context.AfterFunc(ctx, func() {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWrite)
+		defer cancel()
+		_ = p.audit.Close(last)
+	})
 	err := p.server.Shutdown(ctx)
 	_ = p.socket.Close()
 	p.workers.Wait()
-	// Events of the last requests are on disk before the process ends, even if ctx is over.
-	if auditErr := p.audit.Close(context.WithoutCancel(ctx)); err == nil {
-		err = auditErr
-	}
-	if closeErr := p.vault.Close(); err == nil {
-		err = closeErr
-	}
-	return err
+	release()
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWrite)
+	defer cancel()
+	return errors.Join(err, p.audit.Close(last), p.vault.Close())
 }
+
+// lastWrite is how long the audit log may try to reach the disk when the proxy has ended.
+const lastWrite = 2 * time.Second

@@ -155,13 +155,16 @@ func (s *Server) within(op wire.Op, list []string, err error, allow func(string)
 }
 
 // removeToken answers success when the store fails, which the protocol wants so, and logs it. That it did not answer
-// in time or that the vault has a code for is told.
+// in time, or a failure that has a code of its own, is told.
 func (s *Server) removeToken(ctx context.Context, req *wire.Request) error {
 	err := s.cfg.Vault.RemoveToken(ctx, req.Provider, req.Bucket)
 	if err == nil || errors.Is(err, wire.ErrNotFound) {
 		return nil
 	}
-	if _, coded := errors.AsType[*wire.Error](err); coded || ctx.Err() != nil {
+	if ctx.Err() != nil {
+		return err
+	}
+	if e, ok := errors.AsType[*wire.Error](err); ok && e.Code != wire.CodeInternal {
 		return err
 	}
 	s.log.Warn("the store failed to remove a token; success is answered",
@@ -169,14 +172,16 @@ func (s *Server) removeToken(ctx context.Context, req *wire.Request) error {
 	return nil
 }
 
-// failure returns what the peer is told about err. What has no code is told in a fixed text by its kind, and logged
-// here.
+// failure returns what the peer is told about err: the *wire.Error in it, or a fixed text by its kind. What more there
+// is to know of a failure on the host is logged here.
 func (s *Server) failure(req *wire.Request, err error) *wire.Error {
-	if e, ok := errors.AsType[*wire.Error](err); ok {
-		return e
-	}
 	e, level := errNoStore, slog.LevelWarn
+	coded, ok := errors.AsType[*wire.Error](err)
 	switch {
+	case ok && (error(coded) == err || coded.Code != wire.CodeInternal):
+		return coded
+	case ok:
+		e = coded
 	case errors.Is(err, context.DeadlineExceeded):
 		e = errSlow
 	case errors.Is(err, context.Canceled): // by the peer, who does not wait for this answer, or by Shutdown
