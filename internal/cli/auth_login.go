@@ -62,6 +62,10 @@ func (a *app) login(ctx context.Context, l login, flow string, open bool) error 
 		return err
 	}
 	defer h.Close()
+	// A login that cannot be stored would be lost after all the person's work.
+	if err := h.Check(ctx); err != nil {
+		return failed("the credential store", err)
+	}
 	stop := func() {}
 	// Show is called from Login, in this goroutine.
 	show := func(url string) {

@@ -12,7 +12,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -28,12 +27,13 @@ import (
 
 // app is one invocation: its streams and the flags that every command has.
 type app struct {
-	stdin   *os.File
-	stdout  *os.File
-	stderr  *os.File
-	verbose bool
-	signals *signals
-	log     *slog.Logger // debug to stderr with --verbose, else nowhere; serve and run have one of their own
+	stdin       *os.File
+	stdout      *os.File
+	stderr      *os.File
+	verbose     bool
+	signals     *signals
+	unprotected error        // why this process is open to debuggers; nil: it is not
+	log         *slog.Logger // debug to stderr with --verbose, else nowhere; serve and run have one of their own
 }
 
 // Main runs the command with os.Args and returns its exit status.
@@ -41,28 +41,13 @@ func Main() int {
 	sandbox.Enter() // returns, unless this is the first process of a sandbox
 
 	// Before anything secret is read: no core dumps, no debugger.
-	hardenErr := protect.Harden()
+	unprotected := protect.Harden()
 
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, log: slog.New(slog.DiscardHandler)}
-	root := a.root()
-	if hardenErr != nil {
-		root.PersistentPreRun = chain(root.PersistentPreRun, func(*cobra.Command, []string) {
-			a.log.Warn("this process could not be protected", "error", hardenErr)
-		})
-	}
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, unprotected: unprotected, log: slog.New(slog.DiscardHandler)}
 	ctx, signals, stop := watchSignals(context.Background())
 	defer stop()
 	a.signals = signals
-	err := root.ExecuteContext(ctx)
-	return a.report(ctx, err)
-}
-
-func chain(fs ...func(*cobra.Command, []string)) func(*cobra.Command, []string) {
-	return func(c *cobra.Command, args []string) {
-		for _, f := range fs {
-			f(c, args)
-		}
-	}
+	return a.report(ctx, a.root().ExecuteContext(ctx))
 }
 
 // interrupted is the cause of a context that a signal ended.
@@ -219,6 +204,3 @@ func noCommand(c *cobra.Command, args []string) error {
 	}
 	return usage("%s", what).about(c)
 }
-
-// errPrinted: the command has said all there is to say.
-var errPrinted = errors.New("already printed")

@@ -15,7 +15,6 @@ import (
 
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/privatedir"
-	"github.com/credproxy/credproxy/internal/protect"
 	"github.com/credproxy/credproxy/internal/sandbox"
 	"github.com/credproxy/credproxy/internal/socket"
 )
@@ -123,7 +122,7 @@ func (a *app) examine(ctx context.Context) []check {
 	var slow sync.WaitGroup
 	slow.Go(func() { engines = checkEngines(ctx, host) })
 	slow.Go(func() { stores = a.checkStores(ctx, configured, dirs) })
-	checks = append(checks, checkStateDir(dirs), checkSocket(), checkClock(dirs, time.Now()), checkProtection(), checkBinary())
+	checks = append(checks, checkStateDir(dirs), checkSocket(), checkClock(dirs, time.Now()), a.checkProtection(), checkBinary())
 	slow.Wait()
 	checks = append(checks, stores...)
 	checks = append(checks, engines...)
@@ -206,10 +205,10 @@ func checkClock(dirs config.Dirs, now time.Time) check {
 	return ok(name, "%s", now.UTC().Format(time.RFC3339))
 }
 
-func checkProtection() check {
+func (a *app) checkProtection() check {
 	const name = "process"
-	if err := protect.Harden(); err != nil {
-		return warn(name, "other processes of this user may be able to read the memory of the proxy", "not protected: %v", err)
+	if a.unprotected != nil {
+		return warn(name, "other processes of this user may be able to read the memory of the proxy", "not protected: %v", a.unprotected)
 	}
 	return ok(name, "no core dumps, closed to debuggers")
 }

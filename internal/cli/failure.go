@@ -109,9 +109,6 @@ func (a *app) report(ctx context.Context, err error) int {
 			code, hint, err = exitSignal+int(by.signal), "", &failure{what: whatFailed(err), err: by}
 		}
 	}
-	if errors.Is(err, errPrinted) {
-		return code
-	}
 	p := a.paint(a.stderr)
 	fmt.Fprintf(a.stderr, "%s %s\n", p.red("credproxy:"), oneLine(err.Error()))
 	if hint != "" {

@@ -58,6 +58,11 @@ process on the machine and stay in the shell's history.`,
 				return failed(what, err)
 			}
 			defer h.Close()
+			if isTerminal(a.stdin) {
+				if err := h.Check(c.Context()); err != nil {
+					return failed(what, err)
+				}
+			}
 			value, err := a.readKey(c.Context(), name)
 			if err != nil {
 				return failed(what, err)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -51,7 +52,7 @@ func (a *app) profileListCommand() *cobra.Command {
 		Short: "List the profiles",
 		Args:  exactly(),
 		RunE: func(*cobra.Command, []string) error {
-			settings, _, err := settings()
+			settings, err := profiles()
 			if err != nil {
 				return err
 			}
@@ -85,7 +86,7 @@ func (a *app) profileShowCommand() *cobra.Command {
 		},
 		ValidArgsFunction: completeProfiles,
 		RunE: func(c *cobra.Command, args []string) error {
-			settings, _, err := settings()
+			settings, err := profiles()
 			if err != nil {
 				return err
 			}
@@ -116,13 +117,22 @@ func (a *app) profileShowCommand() *cobra.Command {
 	return c
 }
 
+// profiles reads the configuration of the host; that of a sandbox, if there is any, says nothing about what it may use.
+func profiles() (*config.Config, error) {
+	if inside() {
+		return nil, &failure{what: "profile", err: errors.New("this is a sandbox: profiles are on the host"), hint: "credproxy auth status and credproxy key list show what it may use"}
+	}
+	c, _, err := settings()
+	return c, err
+}
+
 // findProfile returns the profile, or a failure with exit status 3 that names the nearest one.
 func findProfile(c *config.Config, name string) (*config.Profile, error) {
 	p, err := c.Profile(name)
 	if err == nil {
 		return p, nil
 	}
-	return nil, &failure{err: err, status: exitNotFound, hint: "there are: " + strings.Join(profileNames(c), ", ") + "; add others in " + c.Path}
+	return nil, &failure{err: err, status: exitNotFound, hint: "credproxy profile list shows them; add others in " + c.Path}
 }
 
 func profileNames(c *config.Config) []string {

@@ -112,6 +112,9 @@ func (a *app) startProxy(ctx context.Context, o proxyOptions) (*daemon.Proxy, *c
 	if err != nil {
 		return nil, nil, dirs, err
 	}
+	if a.unprotected != nil {
+		o.log.Warn("other processes of this user may read this one's memory", "error", a.unprotected)
+	}
 	p, err := daemon.Start(ctx, daemon.Options{
 		Config: c, Dirs: dirs, Profile: o.profile, Capability: capability, AllowUIDs: o.allowUIDs,
 		Passphrase: passphrase, Logger: o.log,
