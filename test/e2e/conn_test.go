@@ -97,12 +97,16 @@ func (c *conn) recv(limit time.Duration) (answer, error) {
 	return a, json.Unmarshal(payload, &a)
 }
 
-// request sends a request and returns its id.
-func (c *conn) request(op string, payload any) string {
+// request sends a request and returns its id. Without a payload it has none.
+func (c *conn) request(op string, payload m) string {
 	c.t.Helper()
 	c.next++
 	id := fmt.Sprint(c.next)
-	b, err := json.Marshal(map[string]any{"v": c.version, "id": id, "op": op, "payload": payload})
+	request := m{"v": c.version, "id": id, "op": op}
+	if payload != nil {
+		request["payload"] = payload
+	}
+	b, err := json.Marshal(request)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -111,7 +115,7 @@ func (c *conn) request(op string, payload any) string {
 }
 
 // call sends a request and waits for its answer. No other may be in flight.
-func (c *conn) call(op string, payload any) answer {
+func (c *conn) call(op string, payload m) answer {
 	c.t.Helper()
 	id := c.request(op, payload)
 	a, err := c.recv(patience)

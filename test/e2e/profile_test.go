@@ -90,7 +90,7 @@ func TestProfileEditsReachRunningProxies(t *testing.T) {
 
 	h.configure(profile(""))
 	expect("the profile is gone", code("UNAUTHORIZED", "get_token", m{"provider": "acme"}), code("UNAUTHORIZED", "get_api_key", m{"name": "openai"}),
-		code("UNAUTHORIZED", "list_providers", nil))
+		lists("list_providers", "providers", "[]"), lists("list_api_keys", "keys", "[]"), code("UNAUTHORIZED", "list_buckets", m{"provider": "acme"}))
 	h.configure(wide)
 	expect("it is back", all...)
 }

@@ -133,7 +133,7 @@ func lockOf(t *testing.T, h *host, p *proxy, provider string) string {
 		t.Fatal(a)
 	}
 	for path := range filesBelow(t, h.home) {
-		if _, old := before[path]; !old && strings.Contains(path, "lock") {
+		if _, old := before[path]; !old && strings.Contains(path, "lock") && strings.Contains(filepath.Base(path), provider) {
 			return path
 		}
 	}
