@@ -219,11 +219,7 @@ func checkBinary() check {
 	if err != nil {
 		return warn(name, "sandboxes get this program mounted", "it cannot be found: %v", err)
 	}
-	loader, err := dynamicLoader(path)
-	switch {
-	case err != nil:
-		return warn(name, "", "%s: %v", path, err)
-	case loader != "":
+	if loader := sandbox.Interpreter(path); loader != "" {
 		return warn(name, "build it with CGO_ENABLED=0", "%s needs %s and may not start inside containers of another system", path, loader)
 	}
 	return ok(name, "%s, static, runs in any container", path)

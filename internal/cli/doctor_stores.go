@@ -28,9 +28,13 @@ func (a *app) checkStores(ctx context.Context, c *config.Config, dirs config.Dir
 		}
 		other := *c
 		other.Store = name
-		if _, err := a.checkStore(ctx, &other, dirs); err != nil {
+		_, err := a.checkStore(ctx, &other, dirs)
+		switch {
+		case err != nil && c.Store != "auto":
+			checks = append(checks, ok("store "+name, "not in use; %v", err))
+		case err != nil:
 			checks = append(checks, warn("store "+name, hintOfStore(name, c), "not in use; %v", err))
-		} else {
+		default:
 			checks = append(checks, ok("store "+name, "not in use, but could be"))
 		}
 	}
@@ -69,7 +73,7 @@ func hintOfStore(name string, c *config.Config) string {
 	case name == "keyring" && c.Store == "keyring":
 		return "start or unlock the keyring of your session (GNOME Keyring, KWallet, KeePassXC), or set store = \"file\""
 	case name == "keyring":
-		return "nothing to do unless you want the logins in the keyring of your session (GNOME Keyring, KWallet, KeePassXC): start or unlock it"
+		return "to have logins in the keyring of your session (GNOME Keyring, KWallet, KeePassXC), start it; set store = \"file\" if files are what you want"
 	}
 	return "the files and their key must be this user's own, closed to others"
 }

@@ -234,7 +234,7 @@ func podmanInit() string {
 		}
 	}
 	for _, path := range []string{"/usr/bin/tini-static", "/usr/bin/docker-init", "/usr/libexec/docker/docker-init"} {
-		if _, err := os.Stat(path); err == nil && interpreter(path) == "" {
+		if _, err := os.Stat(path); err == nil && Interpreter(path) == "" {
 			return path
 		}
 	}

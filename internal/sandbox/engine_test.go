@@ -94,14 +94,14 @@ func TestInterpreter(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if got := interpreter(static); got != "" {
+	if got := Interpreter(static); got != "" {
 		t.Errorf("a static program asks for %q", got)
 	}
-	if got := interpreter(source); got != "" {
+	if got := Interpreter(source); got != "" {
 		t.Errorf("a text asks for %q", got)
 	}
 	if sh, err := os.ReadFile("/bin/sh"); err == nil && strings.Contains(string(sh[:4096]), "ld-linux") {
-		if got := interpreter("/bin/sh"); !strings.Contains(got, "ld-linux") {
+		if got := Interpreter("/bin/sh"); !strings.Contains(got, "ld-linux") {
 			t.Errorf("/bin/sh asks for %q", got)
 		}
 	}

@@ -172,18 +172,18 @@ func (g *guard) source(m mount) ([]mount, error) {
 		if !last.object || !sameDir(root, last.dir) || covered[name] {
 			continue
 		}
-		cover := mount{kind: tmpfs, target: filepath.Join(m.target, last.name)}
 		if p.kind == 'f' {
-			if _, err := os.Stat(name); err != nil {
-				return nil, refused(what, p.path+" does not exist, and the sandbox could create it", "create it, or keep it outside of what is mounted")
-			}
-			cover = mount{kind: bind, source: name, target: cover.target, readOnly: true}
+			// A mount over the file would not do: when an editor on the host replaces the file, the mount goes with the old one.
 			if !m.readOnly {
-				g.warnings = append(g.warnings, name+" lies in a directory that the sandbox can write, and is read-only there only until it is replaced: do not edit it while the sandbox runs, or keep it elsewhere")
+				return nil, refused(what, p.path+" lies in it, where the sandbox could change what it may use", "keep it outside of what is mounted, or mount read-only")
 			}
-		} else if err := os.MkdirAll(name, 0o700); err != nil {
+			covered[name] = true
+			continue
+		}
+		if err := os.MkdirAll(name, 0o700); err != nil {
 			return nil, fmt.Errorf("mount: %w", err)
 		}
+		cover := mount{kind: tmpfs, target: filepath.Join(m.target, last.name)}
 		covered[name] = true
 		covers = append(covers, cover)
 	}

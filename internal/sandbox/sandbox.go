@@ -222,7 +222,7 @@ func (s *Sandbox) prepareContainer(ctx context.Context, p *plan, spec Spec) erro
 	if !filepath.IsAbs(spec.RunDir) {
 		return fmt.Errorf("run directory %q: not an absolute path", spec.RunDir)
 	}
-	if interpreter(p.binary) != "" {
+	if Interpreter(p.binary) != "" {
 		s.Warnings = append(s.Warnings, "this credproxy is linked dynamically and may not start in an image without the same C library: build it with CGO_ENABLED=0")
 	}
 	imagePath, err := spec.Host.imagePath(ctx, spec.Engine, spec.Image, spec.Progress)

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// interpreter returns the dynamic linker that a program asks for, or nothing: it is linked statically, or not an ELF file.
-func interpreter(path string) string {
+// Interpreter returns the dynamic linker that a program asks for, or nothing: it is linked statically, or not an ELF file.
+func Interpreter(path string) string {
 	f, err := elf.Open(path)
 	if err != nil {
 		return ""
