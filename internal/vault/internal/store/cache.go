@@ -15,7 +15,8 @@ const (
 	checkLimit  = 15 * time.Second       // one check of an item with the store, all of it
 	idleFor     = 10 * time.Minute       // then a value that nobody asks for is dropped
 	idleAbsent  = time.Minute            // the same for "there is none"; longer than checkLimit
-	sweepAtOnce = 4                      // entries that each check looks at to find idle ones
+	sweepAtOnce = 4                      // entries that each check and each change looks at to find idle ones
+	maxHeld     = 32 << 20               // bytes that values in memory may take together
 )
 
 // errClosed is what a closed cache answers.
@@ -71,6 +72,7 @@ func (c *Cache[T]) Reload(ctx context.Context, it Item) (T, error) { return c.re
 
 func (c *Cache[T]) read(ctx context.Context, it Item, now bool) (T, error) {
 	s := c.values.get(it)
+	defer c.values.shrink(it)
 	return s.read(ctx, &c.checks, now, func(ctx context.Context, last *known[T]) *known[T] {
 		c.values.sweep()
 		return c.check(ctx, it, last)
@@ -86,7 +88,7 @@ func (c *Cache[T]) check(ctx context.Context, it Item, last *known[T]) *known[T]
 		return now
 	}
 	if last != nil && now.version != "" && now.version == last.version {
-		now.value, now.err = last.value, last.err
+		now.value, now.err, now.size = last.value, last.err, last.size
 		return now
 	}
 	sealed, err := c.store.Read(ctx, it)
@@ -97,6 +99,7 @@ func (c *Cache[T]) check(ctx context.Context, it Item, last *known[T]) *known[T]
 		now.err, now.failed = err, true
 	default:
 		now.value, now.err = c.decode(it, sealed)
+		now.size = len(sealed.Reveal())
 	}
 	return now
 }
@@ -109,6 +112,7 @@ func (c *Cache[T]) Write(ctx context.Context, it Item, value secret.String) erro
 			return nil, err
 		}
 		now.value, now.err = c.decode(it, value)
+		now.size = len(value.Reveal())
 		return now, nil
 	})
 }
@@ -126,6 +130,8 @@ func (c *Cache[T]) change(it Item, f func() (*known[T], error)) error {
 	now, err := f()
 	s.end(begun, now)
 	l.end(listBegun, nil)
+	c.values.sweep()
+	c.values.shrink(it)
 	return err
 }
 

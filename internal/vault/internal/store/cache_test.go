@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -482,6 +483,45 @@ func TestCacheReadsWhatItWrote(t *testing.T) {
 	writers.Wait()
 	close(stop)
 	readers.Wait()
+}
+
+// A sandbox that stores, or asks for, one long value after the other does not get them all into memory.
+func TestLongValuesDoNotFillMemory(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *watched, c *store.Cache[string]) {
+		long := strings.Repeat("x", store.MaxValue/2)
+		account := func(i int) store.Item {
+			return store.Item{Service: item.Service, Account: fmt.Sprintf("acme:%d", i)}
+		}
+		for i := range 200 {
+			if i%2 == 0 {
+				w.put(t, account(i), long)
+				if got, err := c.Read(t.Context(), account(i)); err != nil || got != long {
+					t.Fatalf("Read: %d bytes, %v", len(got), err)
+				}
+			} else if err := c.Write(t.Context(), account(i), secret.New(long)); err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := c.Peek(account(i)); !ok {
+				t.Fatal("what was read or written just now is not in memory")
+			}
+			if now, most := c.Held(); now > most || now < int64(len(long)) {
+				t.Fatalf("after %d values of %d bytes: %d bytes held, at most %d", i+1, len(long), now, most)
+			}
+		}
+		for i := range 200 { // what was dropped is still in the store
+			if got, err := c.Read(t.Context(), account(i)); err != nil || got != long {
+				t.Fatalf("Read: %d bytes, %v", len(got), err)
+			}
+		}
+		for i := range 200 {
+			if err := c.Delete(t.Context(), account(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if now, _ := c.Held(); now != 0 {
+			t.Errorf("%d bytes held of nothing", now)
+		}
+	})
 }
 
 func TestPeekDoesNotAllocate(t *testing.T) {

@@ -8,3 +8,6 @@ func (c *Cache[T]) Entries() int {
 	defer c.lists.mu.RUnlock()
 	return len(c.values.m) + len(c.lists.m)
 }
+
+// Held is how many bytes the cache reckons that its values take, and the most that they may.
+func (c *Cache[T]) Held() (now, most int64) { return c.values.held.Load(), maxHeld }

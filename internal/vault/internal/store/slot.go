@@ -14,6 +14,15 @@ type known[V any] struct {
 	failed  bool  // err says that the store did not answer: not to be remembered
 	version string
 	checked time.Time // when the check began: what it found is at least as new
+	size    int       // bytes of the stored value
+}
+
+// cost is about how many bytes of memory k holds: a decoded value has most of the stored one more than once.
+func (k *known[V]) cost() int64 {
+	if k == nil {
+		return 0
+	}
+	return 4 * int64(k.size)
 }
 
 func (k *known[V]) fresh(now time.Time) bool { return k != nil && now.Sub(k.checked) < freshFor }
@@ -24,7 +33,8 @@ func (k *known[V]) fresh(now time.Time) bool { return k != nil && now.Sub(k.chec
 // check began: writes and forced checks count gen up, so what was read before a write cannot come back after it.
 type slot[V any] struct {
 	last atomic.Pointer[known[V]]
-	used atomic.Int64 // Unix milliseconds
+	used atomic.Int64  // Unix milliseconds
+	held *atomic.Int64 // of slots
 
 	mu     sync.Mutex
 	gen    uint64
@@ -81,7 +91,7 @@ func (s *slot[V]) landed(f *flight[V], gen uint64) {
 		s.flight = nil
 	}
 	if s.gen == gen && !f.found.failed {
-		s.last.Store(f.found)
+		s.remember(f.found)
 	}
 }
 
@@ -104,7 +114,17 @@ func (s *slot[V]) end(begun uint64, now *known[V]) {
 	}
 	s.gen++
 	s.flight = nil
-	s.last.Store(now)
+	s.remember(now)
+}
+
+// remember replaces what is known. The caller has mu.
+func (s *slot[V]) remember(k *known[V]) { s.held.Add(k.cost() - s.last.Swap(k).cost()) }
+
+// drop makes the slot unknown. A check or a write that is on its way is not disturbed: it leaves what it finds.
+func (s *slot[V]) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remember(nil)
 }
 
 func (s *slot[V]) idle(now time.Time) bool {
@@ -117,8 +137,9 @@ func (s *slot[V]) idle(now time.Time) bool {
 
 // slots is a map of slots that drops the idle ones. The zero value is ready.
 type slots[K comparable, V any] struct {
-	mu sync.RWMutex // guards m; a slot is marked as used with mu held, so none is dropped between find and its use
-	m  map[K]*slot[V]
+	mu   sync.RWMutex // guards m; a slot is marked as used with mu held, so none is dropped between find and its use
+	m    map[K]*slot[V]
+	held atomic.Int64 // the cost of all that is known in them
 }
 
 func (t *slots[K, V]) find(k K, now time.Time) *slot[V] {
@@ -143,7 +164,7 @@ func (t *slots[K, V]) get(k K) *slot[V] {
 		if t.m == nil {
 			t.m = make(map[K]*slot[V])
 		}
-		s = new(slot[V])
+		s = &slot[V]{held: &t.held}
 		t.m[k] = s
 	}
 	s.touch(now)
@@ -166,10 +187,29 @@ func (t *slots[K, V]) sweep() {
 	seen := 0
 	for k, s := range t.m {
 		if s.idle(now) {
+			s.drop()
 			delete(t.m, k)
 		}
 		if seen++; seen == sweepAtOnce {
 			return
+		}
+	}
+}
+
+// shrink makes slots unknown, any but the one of k, when they hold more than they may: who stores or reads many long values
+// gets them from the store again, and does not fill the memory of this process. Half goes at once, so that it is rare.
+func (t *slots[K, V]) shrink(k K) {
+	if t.held.Load() <= maxHeld {
+		return
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for other, s := range t.m {
+		if t.held.Load() <= maxHeld/2 {
+			return
+		}
+		if other != k {
+			s.drop()
 		}
 	}
 }
