@@ -46,10 +46,29 @@ func browse() {
 }
 
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+	testscript.Run(t, scripts("testdata/script", setupScript))
+}
+
+// Scripts with a passphrase run the command as it is shipped: deriving a key from a passphrase takes a second, and many
+// with the race detector.
+func TestPassphraseScripts(t *testing.T) {
+	bin := t.TempDir()
+	build := exec.Command("go", "build", "-trimpath", "-o", bin, "github.com/credproxy/credproxy/cmd/credproxy")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	testscript.Run(t, scripts("testdata/passphrase", func(e *testscript.Env) error {
+		e.Setenv("PATH", bin+string(filepath.ListSeparator)+e.Getenv("PATH"))
+		return setupScript(e)
+	}))
+}
+
+func scripts(dir string, setup func(*testscript.Env) error) testscript.Params {
+	return testscript.Params{
+		Dir:                 dir,
 		RequireExplicitExec: true,
-		Setup:               setupScript,
+		Setup:               setup,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits":     exits,
 			"oauth":     oauth,
@@ -68,7 +87,7 @@ func TestScripts(t *testing.T) {
 				ts.Check(os.Chmod(ts.MkAbs(args[0]), os.FileMode(mode)))
 			},
 		},
-	})
+	}
 }
 
 // script is what one script has running.
@@ -107,6 +126,7 @@ func setupScript(e *testscript.Env) error {
 		return err
 	}
 	e.Setenv("CREDPROXY", self)
+	e.Setenv("GORACE", "atexit_sleep_ms=0") // each process would wait for a second at its end
 	if err := os.Mkdir(filepath.Join(e.WorkDir, "home"), 0o700); err != nil {
 		return err
 	}
@@ -247,11 +267,16 @@ func proxy(ts *testscript.TestScript, _ bool, args []string) {
 
 // command is a process with the script's environment and directory, for what testscript's own exec cannot do.
 func command(ts *testscript.TestScript, args []string) *exec.Cmd {
-	path, err := exec.LookPath(args[0])
-	ts.Check(err)
+	path := args[0]
+	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
+		if info, err := os.Stat(filepath.Join(dir, path)); err == nil && !info.IsDir() {
+			path = filepath.Join(dir, path)
+			break
+		}
+	}
 	cmd := exec.Command(path, args[1:]...)
 	cmd.Dir = ts.MkAbs(".")
-	cmd.Env = os.Environ()
+	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"))
 	for _, name := range scriptVariables {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 	}
