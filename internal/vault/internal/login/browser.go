@@ -168,6 +168,11 @@ func (b *Browser) callback(w http.ResponseWriter, r *http.Request) {
 }
 
 func (b *Browser) finish(q url.Values) outcome {
+	// RFC 9207 section 2.4: an answer that another server gave must not have its code sent to this one. A server that does
+	// not say who it is is taken at its word: there are many.
+	if iss := q["iss"]; b.provider.Issuer != "" && len(iss) > 0 && (len(iss) > 1 || iss[0] != b.provider.Issuer) {
+		return outcome{err: fmt.Errorf("provider %s: the answer is from another issuer than the one configured", b.provider.Name)}
+	}
 	if code := q.Get("error"); code != "" {
 		return outcome{err: &DeniedError{Provider: b.provider.Name, Code: provider.PlainCode(code)}}
 	}

@@ -1,6 +1,7 @@
 package login
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -181,6 +182,71 @@ func TestCallbackIsNotFooled(t *testing.T) {
 	}
 	if n := w.server.Calls(oauthtest.Token); n != 1 {
 		t.Errorf("%d token requests, want 1", n)
+	}
+}
+
+// What a provider answers in place of HTTP, or of a token, does not get into an error or onto a terminal.
+func TestNothingOfAnAnswerIsRepeated(t *testing.T) {
+	const canary = "test-refresh-canary-1"
+	for name, answer := range map[string]string{
+		"no HTTP":            `{"access_token":"a","refresh_token":"` + canary + `"}` + "\n",
+		"a broken status":    "HTTP/1.1 " + canary + "\r\n\r\n",
+		"a broken header":    "HTTP/1.1 200 OK\r\n" + canary + "\r\n\r\n",
+		"a broken length":    "HTTP/1.1 200 OK\r\nContent-Length: " + canary + "\r\n\r\n",
+		"a broken chunk":     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + canary + "\r\n",
+		"a control sequence": "HTTP/1.1 200 OK\r\n\r\n" + `{"access_token":"\u001b]0;` + canary + `"}`,
+		"a line feed":        "HTTP/1.1 200 OK\r\n\r\n" + `{"access_token":"at-1\n` + canary + `"}`,
+		"a C1 control":       "HTTP/1.1 200 OK\r\n\r\n" + `{"access_token":"at-1","token_type":"\u009b` + canary + `"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, oauthtest.Options{})
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan struct{})
+			go func() { // ends when l is closed
+				defer close(done)
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+						_, _ = io.WriteString(c, answer)
+					}
+					_ = c.Close()
+				}
+			}()
+			defer func() { _ = l.Close(); <-done }()
+			w.p.TokenURL = "http://" + l.Addr().String() + "/token"
+			b := w.start(t, secret.String{})
+			w.open(t, b.URL())
+			_, err = b.Wait(context.Background())
+			if err == nil || strings.Contains(err.Error(), "canary") {
+				t.Errorf("error: %v", err)
+			}
+		})
+	}
+}
+
+// RFC 9207: the configured issuer's answers count, those of another do not.
+func TestIssuer(t *testing.T) {
+	w := newWorld(t, oauthtest.Options{SendIssuer: true})
+	w.p.Issuer = w.server.URL()
+	b := w.start(t, secret.String{})
+	w.open(t, b.URL())
+	if _, err := b.Wait(context.Background()); err != nil {
+		t.Errorf("the right issuer: %v", err)
+	}
+	w.p.Issuer = "https://id.acme.example"
+	b = w.start(t, secret.String{})
+	w.open(t, b.URL())
+	if _, err := b.Wait(context.Background()); err == nil || !strings.Contains(err.Error(), "another issuer") {
+		t.Errorf("another issuer: %v", err)
+	}
+	if n := len(w.server.Requests(oauthtest.Token)); n != 1 {
+		t.Errorf("%d token requests: the code of another issuer was sent", n)
 	}
 }
 

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -174,10 +176,34 @@ func encode(p *Provider, params url.Values) (payload, contentType string) {
 	return string(b), "application/json"
 }
 
-// networkError unwraps the *url.Error, whose text has the whole URL in it.
+// networkError says in words that are not the peer's why a request failed. The text of a *url.Error has the whole URL in
+// it, and net/http quotes an answer that it cannot read: when that is not HTTP, what it quotes may be the tokens.
 func networkError(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err
+	if op, ok := errors.AsType[*net.OpError](err); ok && !op.Timeout() {
+		return op // the system's words, or TLS's for an alert
 	}
-	return err
+	timed, isNet := errors.AsType[net.Error](err)
+	_, otherName := errors.AsType[x509.HostnameError](err)
+	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
+	_, invalid := errors.AsType[x509.CertificateInvalidError](err)
+	_, certificate := errors.AsType[*tls.CertificateVerificationError](err)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return context.Canceled
+	case isNet && timed.Timeout():
+		return errTimeout
+	case otherName:
+		return errors.New("its certificate is for another name")
+	case unknown:
+		return errors.New("its certificate is signed by an authority that this machine does not know")
+	case invalid:
+		return errors.New("its certificate is not valid, or not at the time that this machine's clock shows")
+	case certificate:
+		return errors.New("its certificate cannot be verified")
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("the connection was closed too early")
+	}
+	return errors.New("what came back is not HTTP as it should be")
 }
+
+var errTimeout = fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)

@@ -23,6 +23,7 @@ import (
 type Provider struct {
 	Name            string
 	Dialect         string
+	Issuer          string   // RFC 9207; "" is not checked
 	Flows           []string // in the order of preference
 	ClientID        string
 	ClientSecretKey string // the stored API key that holds the client secret; "" for a public client
@@ -44,6 +45,7 @@ func FromConfig(c *config.Provider) *Provider {
 	p := &Provider{
 		Name:            c.Name,
 		Dialect:         c.Dialect,
+		Issuer:          c.Issuer,
 		Flows:           c.Flows,
 		ClientID:        c.ClientID,
 		ClientSecretKey: c.ClientSecretKey,

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
@@ -40,6 +41,13 @@ func (p *Provider) parseAnswer(body []byte, now time.Time) (*grant.Grant, *Error
 	}
 	if g.AccessToken.IsZero() {
 		return nil, &Error{Kind: Malformed, reason: "its answer holds no access token"}
+	}
+	// RFC 6749 appendix A has printable ASCII only. What is looser, such as a line feed, would end a header in the wrong
+	// place and move the cursor of whoever prints it.
+	for _, s := range []string{g.AccessToken.Reveal(), g.RefreshToken.Reveal(), g.TokenType} {
+		if strings.ContainsFunc(s, unicode.IsControl) {
+			return nil, &Error{Kind: Malformed, reason: "its answer holds a token with control characters"}
+		}
 	}
 	// "The value is case insensitive" (RFC 6749 section 5.1); other programs that read the store expect this form.
 	if g.TokenType == "" || strings.EqualFold(g.TokenType, "bearer") {
