@@ -1,10 +1,11 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/json"
 	"math"
-	"slices"
 	"strconv"
+	"unicode"
 )
 
 // Limits of strings in payloads, in bytes.
@@ -103,9 +104,8 @@ func integer(raw []byte) (n int, ok bool) {
 	return int(max(math.MinInt32, min(math.MaxInt32, f))), true
 }
 
-func hasControl(s []byte) bool {
-	return slices.ContainsFunc(s, func(c byte) bool { return c < 0x20 || c == 0x7f })
-}
+// hasControl finds the C1 controls (U+0080 to U+009F) too: a terminal obeys U+009B as it does ESC [.
+func hasControl(s []byte) bool { return bytes.ContainsFunc(s, unicode.IsControl) }
 
 var (
 	frameNames     = []string{"v", "id", "op", "payload"}

@@ -399,6 +399,8 @@ func TestDecodeToken(t *testing.T) {
 		{"access_token empty", `{"access_token":"","expiry":1,"token_type":"t"}`, "rule"},
 		{"access_token null", `{"access_token":null,"expiry":1,"token_type":"t"}`, "rule"},
 		{"access_token with a newline", `{"access_token":"a\nb","expiry":1,"token_type":"t"}`, "rule"},
+		{"access_token with a C1 control", `{"access_token":"a\u009b31m","expiry":1,"token_type":"t"}`, "rule"},
+		{"token_type with a C1 control", "{\"access_token\":\"a\",\"expiry\":1,\"token_type\":\"t\u009b31m\"}", "rule"},
 		{"access_token an object", `{"access_token":{},"expiry":1,"token_type":"t"}`, "rule"},
 		{"token_type missing", `{"access_token":"a","expiry":1}`, "rule"},
 		{"token_type empty", `{"access_token":"a","expiry":1,"token_type":""}`, "rule"},
