@@ -8,7 +8,6 @@ import (
 	"math"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -151,9 +150,6 @@ func (a *app) serve(ctx context.Context, o proxyOptions, asJSON bool) (err error
 		return err
 	}
 	o.log.Info("the proxy listens", "socket", p.Socket(), "profile", o.profile)
-	// What starting allocated (the configuration, the command tree) is not needed any more, and this process may now idle
-	// for days.
-	debug.FreeOSMemory()
 
 	select {
 	case <-ctx.Done():
