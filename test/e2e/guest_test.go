@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -52,19 +53,20 @@ func lookAround(paths []string) int {
 		if err != nil {
 			return nil
 		}
-		switch path {
-		case "/proc", "/sys", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32", "/dev/pts":
+		switch {
+		case !d.IsDir():
+		case slices.Contains([]string{"/proc", "/sys", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32", "/dev/pts"}, path):
 			return fs.SkipDir
 		}
 		s.Names = append(s.Names, path)
+		info, err := os.Lstat(path) // the directory knows what lies below a mount, not what is mounted
 		switch {
-		case d.Type()&fs.ModeSocket != 0:
+		case err != nil:
+		case info.Mode()&fs.ModeSocket != 0:
 			s.Sockets = append(s.Sockets, path)
-		case d.Type().IsRegular():
-			if info, err := d.Info(); err == nil && info.Size() <= 1<<20 {
-				if b, err := os.ReadFile(path); err == nil {
-					s.Files[path] = b
-				}
+		case info.Mode().IsRegular() && info.Size() <= 1<<20:
+			if b, err := os.ReadFile(path); err == nil {
+				s.Files[path] = b
 			}
 		}
 		return nil
@@ -194,7 +196,9 @@ func linger(args []string) int {
 		return 1
 	}
 	fmt.Println("here")
-	select {}
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 // openFiles prints what the descriptors that this process was born with refer to.

@@ -139,21 +139,21 @@ func TestHostileAnnouncedFrames(t *testing.T) {
 
 // A peer that asks and never reads is not read any more, and is closed.
 func TestHostilePeerThatNeverReads(t *testing.T) {
-	p, idle := hostileHost(t, "[limits]\nrequests_per_second = 1000000\nconnections = 100\n")
-	good := dial(t, p.socket)
-	const large = 1 << 20
-	save := m{"provider": "large", "token": m{"access_token": "test-large", "expiry": 1, "token_type": "Bearer", "note": strings.Repeat("x", large)}}
-	if a := good.call("save_token", save); !a.OK {
-		t.Fatal(a)
-	}
+	save := m{"provider": "large", "token": m{"access_token": "test-large", "expiry": 1, "token_type": "Bearer", "note": strings.Repeat("x", 900<<10)}}
 	for _, c := range []struct {
 		name, request string
 	}{
 		{"small answers", `{"v":2,"id":"1","op":"get_api_key","payload":{"name":"openai"}}`},
-		{"answers of a MiB", `{"v":2,"id":"%d","op":"get_token","payload":{"provider":"large"}}`},
+		{"answers of 900 KiB", `{"v":2,"id":"%d","op":"get_token","payload":{"provider":"large"}}`},
 		{"errors", `{"v":2,"id":"1","op":"nonsense"}`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			p, idle := hostileHost(t, "[limits]\nrequests_per_second = 1000000\nconnections = 100\n")
+			good := dial(t, p.socket)
+			if a := good.call("save_token", save); !a.OK {
+				t.Fatal(a)
+			}
 			var conns []*conn
 			for range 20 {
 				conns = append(conns, dial(t, p.socket))

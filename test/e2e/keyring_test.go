@@ -86,7 +86,7 @@ func TestKeyring(t *testing.T) {
 		"service", "llxprt-code-oauth", "username", "codex:default", "target", "default", "application", "rust-keyring")
 	d.store(`{"access_token":"test-from-new","expiry":2000000000,"token_type":"bearer","resource_url":"portal.example"}`,
 		"service", "llxprt-code-oauth", "username", "qwen:work")
-	d.store("  test-key-of-original \n", "service", "llxprt-code-provider-keys", "username", "openai", "target", "default", "application", "rust-keyring")
+	d.store("test-key-of-original", "service", "llxprt-code-provider-keys", "username", "openai", "target", "default", "application", "rust-keyring")
 	// What is not ours is not listed.
 	d.store("probe", "service", "llxprt-code-oauth", "username", "__securestore_probe__0a1b2c3d")
 	d.store("{}", "service", "llxprt-code-oauth", "username", "gemini-oauth-account")
