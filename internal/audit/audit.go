@@ -26,6 +26,9 @@ const (
 	// it would record: what cannot be logged is not done.
 	maxWaiting = 1 << 20
 
+	// quietSize is how large a buffer may stay while little is recorded.
+	quietSize = 64 << 10
+
 	// retryDelay is the time between two attempts at a file that cannot be written.
 	retryDelay = time.Second
 )
@@ -144,12 +147,14 @@ func (l *Log) run() {
 		case <-l.wake:
 		}
 		timer.Reset(flushDelay)
+		quiet := false
 		select {
 		case ctx := <-l.closing:
 			l.drain(ctx, timer)
 			return
 		case <-l.full:
 		case <-timer.C:
+			quiet = true
 		}
 		for l.flush() != nil {
 			timer.Reset(retryDelay)
@@ -160,6 +165,22 @@ func (l *Log) run() {
 			case <-timer.C:
 			}
 		}
+		if quiet {
+			l.shrink()
+		}
+	}
+}
+
+// shrink gives back what load or an outage has grown. Under load, on the other hand, the same two buffers go back and forth, and
+// nothing is allocated.
+func (l *Log) shrink() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if cap(l.spare) > quietSize {
+		l.spare = nil
+	}
+	if len(l.buf) == 0 && cap(l.buf) > quietSize {
+		l.buf = nil
 	}
 }
 
@@ -235,11 +256,9 @@ func (l *Log) write() error {
 			return err
 		}
 	}
-	if cap(whole) <= 2*flushSize { // what an outage has grown goes back
-		l.mu.Lock()
-		l.spare = whole[:0]
-		l.mu.Unlock()
-	}
+	l.mu.Lock()
+	l.spare = whole[:0]
+	l.mu.Unlock()
 	return nil
 }
 
