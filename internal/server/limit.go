@@ -54,28 +54,41 @@ func (c *conn) admitted(now time.Time) bool {
 	return true
 }
 
-// recordedRefusals is how many refused requests a second are recorded one by one. Refusals are not limited, so a
-// peer that sends as fast as it can would otherwise fill the disk, or rotate the record of what it did before away.
-const recordedRefusals = 1000
+// Of refused requests so many are recorded one by one, and so many more every second after that. Refusals are not
+// limited, so a peer that sends as fast as it can would otherwise fill the disk, or rotate the record of what it did
+// before away: a thousand a second take four minutes for that.
+const (
+	recordedRefusals = 1000
+	refusalInterval  = 100 * time.Millisecond
+)
 
 // refusals decides which refused requests are recorded.
 type refusals struct {
-	mu     sync.Mutex
-	w      window
-	missed int // since the last report
+	mu       sync.Mutex
+	taken    int       // of recordedRefusals; one is given back every refusalInterval
+	from     time.Time // when the last was given back
+	missed   int       // since the last report
+	reported time.Time
 }
 
-// record reports whether a refusal at now is to be recorded. What was not is logged as a number, at the beginning of
-// the next window.
+// record reports whether a refusal at now is to be recorded. What was not is logged as a number, at most once a second.
 func (r *refusals) record(now time.Time, log *slog.Logger) bool {
 	r.mu.Lock()
-	ok := r.w.free(now, recordedRefusals)
+	back := int(min(max(now.Sub(r.from)/refusalInterval, 0), recordedRefusals))
+	r.from = r.from.Add(time.Duration(back) * refusalInterval)
+	if r.taken -= back; r.taken <= 0 {
+		r.taken, r.from = 0, now
+	}
+	ok := r.taken < recordedRefusals
 	missed := 0
-	if ok {
-		r.w.take()
-		missed, r.missed = r.missed, 0
-	} else {
+	if !ok {
 		r.missed++
+	} else {
+		r.taken++
+		if now.Sub(r.reported) >= windowLength {
+			missed, r.missed = r.missed, 0
+			r.reported = now
+		}
 	}
 	r.mu.Unlock()
 	if missed > 0 {

@@ -240,6 +240,29 @@ func TestRefusalsAreBounded(t *testing.T) {
 	})
 }
 
+// A flood does not rotate the record of what was done before away: in four minutes a thousand refusals a second would.
+func TestRefusalsOfALongFlood(t *testing.T) {
+	inBubble(t, func(cfg *Config, _ *proxy) { cfg.RequestsPerSecond = 1 }, func(t *testing.T, p *proxy) {
+		c := p.open(t, 1)
+		begun := time.Now()
+		for time.Since(begun) < time.Minute {
+			for range 200 {
+				c.ask("list_providers", `{}`)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		refused := 0
+		for _, e := range p.audit.all() {
+			if e.Code == "RATE_LIMITED" {
+				refused++
+			}
+		}
+		if most := recordedRefusals + int(time.Minute/refusalInterval) + 1; refused < recordedRefusals || refused > most {
+			t.Errorf("%d refusals recorded in a minute, want %d to %d", refused, recordedRefusals, most)
+		}
+	})
+}
+
 // Connections that never finish their handshake make room for newer ones, the oldest first; who has just come stays.
 func TestEviction(t *testing.T) {
 	inBubble(t, func(cfg *Config, _ *proxy) { cfg.Connections = 8 }, func(t *testing.T, p *proxy) {
