@@ -36,6 +36,7 @@ func TestArguments(t *testing.T) {
 	inBwrap.mounts = []mount{{source: work, target: work}, {kind: tmpfs, target: work + "/home"}, {source: "/data", target: "/data", readOnly: true}}
 	inBwrap.system = []systemDir{{path: "/usr"}, {"/bin", "usr/bin"}, {path: "/etc"}}
 	inBwrap.masks, inBwrap.extra = []string{"/etc/credproxy"}, []string{"/run/systemd/resolve/stub-resolv.conf"}
+	inBwrap.hidden = []string{"/etc/shadow"}
 	inBwrap.env = bwrapEnv([]string{"PATH=/usr/bin", "HOME=/else", "TERM=xterm", "SECRET=1", "LANG=C"}, "/home/u", base.socket, base.env)
 	inBwrap.engine = Engine{Kind: Bwrap, filter: []byte{1}}
 	bareBwrap := bare
@@ -98,6 +99,9 @@ func TestEngineArgs(t *testing.T) {
 		{Docker, "--network host", true},
 		{Docker, "--network=host", true},
 		{Docker, "--net=container:other", true},
+		{Docker, "--network=name=host", true},
+		{Docker, "--network alias=x,name=host", true},
+		{Docker, "--network=name=own,alias=host1", false},
 		{Podman, "--network=ns:/proc/1/ns/net", true},
 		{Docker, "--pid host", true},
 		{Docker, "--ipc=host", true},

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -56,7 +57,9 @@ func bwrapArgs(p plan) []string {
 		}
 	}
 	args = append(args,
-		"--proc", "/proc", "--dev", "/dev",
+		// Root's own UID may write system settings without any capability, and core_pattern names a program that the kernel runs
+		// as root outside of every sandbox. bwrap 0.8 leaves them open: it asks whether the directory can be written.
+		"--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev",
 		"--perms", "1777", "--tmpfs", "/tmp",
 		"--perms", "0755", "--tmpfs", "/run",
 		"--perms", "1777", "--tmpfs", "/var/tmp", "--symlink", "../run", "/var/run",
@@ -66,6 +69,9 @@ func bwrapArgs(p plan) []string {
 	}
 	for _, m := range p.masks {
 		args = append(args, "--perms", "0755", "--tmpfs", m)
+	}
+	for _, f := range p.hidden {
+		args = append(args, "--ro-bind", os.DevNull, f)
 	}
 	for _, f := range p.extra {
 		args = append(args, "--ro-bind", f, f)
@@ -137,6 +143,31 @@ func maskedSystem(system []systemDir, protected []string) []string {
 	}
 	slices.Sort(masks)
 	return masks
+}
+
+// privateSystem returns the directories and files below root that we can read and not everybody can: passwords and private
+// keys, for root or by a group. A sandbox sees no more of the system's configuration than any user of the machine.
+func privateSystem(root string) (dirs, files []string) {
+	_ = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // what we cannot look into, the sandbox cannot either
+		}
+		info, err := e.Info()
+		if err != nil || info.Mode()&fs.ModeSymlink != 0 {
+			return nil
+		}
+		switch perm := info.Mode().Perm(); {
+		case info.IsDir() && perm&0o005 != 0o005:
+			if path != root && canRead(path) {
+				dirs = append(dirs, path)
+			}
+			return fs.SkipDir
+		case !info.IsDir() && perm&0o004 == 0 && canRead(path):
+			files = append(files, path)
+		}
+		return nil
+	})
+	return dirs, files
 }
 
 // pointedFiles returns files outside of the system directories that name resolution needs: on many systems /etc/resolv.conf

@@ -173,7 +173,11 @@ func checkEngineArgs(kind Kind, args []string) error {
 // sharedNetwork refuses the network namespace of the host or of another container: abstract Unix sockets live there, and
 // on some systems the session bus, with the keyring behind it, is one of them.
 func sharedNetwork(value string) string {
-	if value == "host" || strings.HasPrefix(value, "container:") || strings.HasPrefix(value, "ns:") {
+	for field := range strings.SplitSeq(value, ",") { // docker takes name=host,alias=…
+		field = strings.TrimPrefix(strings.ToLower(strings.TrimSpace(field)), "name=")
+		if field != "host" && !strings.HasPrefix(field, "container:") && !strings.HasPrefix(field, "ns:") {
+			continue
+		}
 		return "the host's abstract sockets would be reachable, among them perhaps the keyring's; to reach a service of the host use --add-host=host.docker.internal:host-gateway"
 	}
 	return ""

@@ -30,7 +30,8 @@ func TestE2EWhatIsSeen(t *testing.T) {
 		r := f.report(t, "see="+work, "see="+sockets, "see="+f.dir, "see="+filepath.Join(f.dir, "home"), "see="+f.id.home,
 			"see=/run/user", "see=/run/docker.sock", "see=/var/lib", "see=/root", "see=/home",
 			"connect="+abstract, "connect=/var/run/docker.sock", "connect=/run/docker.sock",
-			"write="+filepath.Join(work, "new"), "write=/usr/local/bin/credproxy", "write="+bwrapBinary)
+			"write="+filepath.Join(work, "new"), "write=/usr/local/bin/credproxy", "write="+bwrapBinary,
+			"write=/proc/sys/kernel/domainname", "see=/etc/shadow")
 
 		if r.UID != f.id.uid || r.GID != f.id.gid {
 			t.Errorf("runs as %d:%d, want %d:%d", r.UID, r.GID, f.id.uid, f.id.gid)
@@ -74,7 +75,10 @@ func TestE2EWhatIsSeen(t *testing.T) {
 				t.Errorf("connected to %s", name)
 			}
 		}
-		for _, p := range []string{containerBinary, bwrapBinary} {
+		if got := r.Seen["/etc/shadow"]; strings.Contains(got, "root:") {
+			t.Error("the host's passwords can be read")
+		}
+		for _, p := range []string{containerBinary, bwrapBinary, "/proc/sys/kernel/domainname"} {
 			if r.Written[p] == "" {
 				t.Errorf("wrote to %s", p)
 			}

@@ -305,22 +305,36 @@ func contains(dir fs.FileInfo, path string) bool {
 }
 
 // neverMounted lists what a sandbox could reach the rest of the host through: the kernel's views of other processes, and the
-// sockets of container engines, session managers and keyrings.
+// sockets of container engines, session managers, keyrings, agents and whatever else runs commands for who can reach it.
 func neverMounted(uid int, home string, environ []string) []string {
 	list := []string{
 		"/proc", "/sys", "/dev", "/run/docker.sock", "/run/containerd", "/run/podman", "/run/systemd/private",
+		"/run/dbus/system_bus_socket", "/run/crio/crio.sock", "/run/k3s", "/run/buildkit", "/run/libvirt", "/run/screen", "/tmp/.X11-unix",
+	}
+	// A terminal multiplexer or an editor with a server runs what its socket is told to.
+	for _, dir := range []string{"/tmp", "/var/tmp", os.TempDir()} {
+		list = append(list, filepath.Join(dir, "tmux-"+strconv.Itoa(uid)), filepath.Join(dir, "emacs"+strconv.Itoa(uid)))
 	}
 	runtime := []string{"/run/user/" + strconv.Itoa(uid)}
 	if dir, ok := lookup(environ, "XDG_RUNTIME_DIR"); ok && filepath.IsAbs(dir) {
 		runtime = append(runtime, dir)
 	}
 	for _, dir := range runtime {
-		for _, name := range []string{"bus", "dbus-1", "keyring", "systemd", "podman", "docker.sock", "containerd"} {
+		for _, name := range []string{"bus", "dbus-1", "keyring", "systemd", "podman", "docker.sock", "containerd", "gnupg", "gcr", "emacs"} {
 			list = append(list, filepath.Join(dir, name))
 		}
 	}
 	if home != "" {
 		list = append(list, filepath.Join(home, ".local/share/keyrings"), filepath.Join(home, "Library/Keychains"))
+	}
+	for _, variable := range environ {
+		name, value, _ := strings.Cut(variable, "=")
+		// SSH_AUTH_SOCK, TMUX, NVIM, SWAYSOCK, VSCODE_IPC_HOOK_CLI, …: to name a socket is what they have in common.
+		path, _, _ := strings.Cut(value, ",")
+		path = strings.TrimPrefix(path, "unix:")
+		if info, err := os.Stat(path); filepath.IsAbs(path) && err == nil && info.Mode()&fs.ModeSocket != 0 && name != SocketEnv {
+			list = append(list, filepath.Clean(path))
+		}
 	}
 	for _, name := range []string{"DBUS_SESSION_BUS_ADDRESS", "DOCKER_HOST", "CONTAINER_HOST"} {
 		value, _ := lookup(environ, name)

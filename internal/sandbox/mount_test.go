@@ -2,9 +2,11 @@ package sandbox
 
 import (
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -176,6 +178,45 @@ func TestGuardHostDirectories(t *testing.T) {
 		if _, err := g.mounts([]Volume{{Source: source, Target: "/x"}}); !errors.Is(err, ErrRefused) {
 			t.Errorf("%s: %v", source, err)
 		}
+	}
+}
+
+// What the environment names as a socket runs commands, signs, or draws for whoever can connect to it.
+func TestGuardSocketsOfTheEnvironment(t *testing.T) {
+	root := tree(t, "agent/", "work/", "file")
+	at := func(n string) string { return filepath.Join(root, n) }
+	l, err := net.Listen("unix", at("agent/a.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, v := range []string{"SSH_AUTH_SOCK=" + at("agent/a.sock"), "TMUX=" + at("agent/a.sock") + ",17,0", "KITTY_LISTEN_ON=unix:" + at("agent/a.sock")} {
+		g := guard{never: neverMounted(os.Getuid(), "", []string{"FILE=" + at("file"), SocketEnv + "=" + at("work"), v})}
+		for source, refused := range map[string]bool{"agent": true, "agent/a.sock": true, ".": true, "work": false, "file": false} {
+			if _, err := g.mounts([]Volume{{Source: at(source), Target: "/x"}}); errors.Is(err, ErrRefused) != refused {
+				t.Errorf("%s: mount of %s: %v", v, source, err)
+			}
+		}
+	}
+	uid := strconv.Itoa(os.Getuid())
+	if never := neverMounted(os.Getuid(), "", nil); !slices.Contains(never, "/tmp/tmux-"+uid) {
+		t.Errorf("the sockets of tmux may be mounted: %q", never)
+	}
+}
+
+func TestPrivateSystem(t *testing.T) {
+	root := tree(t, "open", "shadow", "private/key", "ssh/config", "ssh/host_key", "link -> shadow")
+	for name, mode := range map[string]os.FileMode{"": 0o755, "open": 0o644, "shadow": 0o640, "private": 0o710, "private/key": 0o644, "ssh": 0o755, "ssh/config": 0o644, "ssh/host_key": 0o600} {
+		if err := os.Chmod(filepath.Join(root, name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dirs, files := privateSystem(root)
+	if want := []string{root + "/private"}; !slices.Equal(dirs, want) {
+		t.Errorf("directories %q, want %q", dirs, want)
+	}
+	if want := []string{root + "/shadow", root + "/ssh/host_key"}; !slices.Equal(files, want) {
+		t.Errorf("files %q, want %q", files, want)
 	}
 }
 

@@ -42,3 +42,5 @@ func (handle) close()                       {}
 func foreground() bool { return false }
 
 func inBackground(*os.File) bool { return false }
+
+func canRead(string) bool { return false }

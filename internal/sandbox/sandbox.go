@@ -124,6 +124,7 @@ type plan struct {
 
 	system []systemDir // bwrap only
 	masks  []string    // bwrap only: directories inside a system directory that must look empty
+	hidden []string    // bwrap only: files inside a system directory that must not be read
 	extra  []string    // bwrap only: single files below /run that the system directories point to
 	home   string      // bwrap only
 }
@@ -257,6 +258,13 @@ func (s *Sandbox) prepareBwrap(p *plan, spec Spec) error {
 		p.home = "/tmp"
 	}
 	p.masks = maskedSystem(p.system, spec.ProtectedDirs)
+	masks, hidden := privateSystem("/etc")
+	p.hidden = hidden
+	for _, m := range masks {
+		if !slices.Contains(p.masks, m) {
+			p.masks = append(p.masks, m)
+		}
+	}
 	p.extra = pointedFiles(p.system)
 	p.env = bwrapEnv(spec.Host.Environ, p.home, p.socket, spec.Env)
 	if landlockABI() < landlockScopeABI {
