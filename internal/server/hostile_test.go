@@ -142,7 +142,7 @@ func TestSavesThatHang(t *testing.T) {
 	bystander := p.open(t, 1)
 	idle := heap()
 	var conns []*client
-	for range 40 {
+	for range 12 { // few enough that the first still hang when the last has been sent, on a slow machine too
 		c := p.open(t, 2)
 		c.send(request(2, "1", "save_token", `{"provider":"big","token":`+token+`}`))
 		conns = append(conns, c)
