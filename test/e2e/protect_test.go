@@ -101,3 +101,65 @@ func TestDescriptorsDoNotGoInside(t *testing.T) {
 		}
 	}
 }
+
+// The socket is the only way in: neither a proxy nor a login listens on the network, but for the login's own callback on
+// loopback while it waits.
+func TestNothingListensOnTheNetwork(t *testing.T) {
+	h, _ := stocked(t, "")
+	p := h.serve()
+	if a := dial(t, p.socket).key("openai"); !a.OK {
+		t.Fatal(a)
+	}
+	if at := listensAt(t, p.Process.Pid); len(at) > 0 {
+		t.Errorf("the proxy listens on %v", at)
+	}
+	login := h.start(h.command("auth", "login", "acme", "--no-browser"))
+	if login.stdout.find(anyURL, login.ended, patience) == nil {
+		t.Fatal("auth login printed no URL")
+	}
+	at := listensAt(t, login.Process.Pid)
+	if len(at) == 0 {
+		t.Error("the login listens nowhere: this test does not see listeners")
+	}
+	for _, address := range at {
+		// 127.0.0.1 and ::1, as /proc writes them.
+		if !strings.HasPrefix(address, "0100007F:") && !strings.HasPrefix(address, "00000000000000000000000001000000:") {
+			t.Errorf("the login listens on %s, which is not loopback", address)
+		}
+	}
+	login.signal(syscall.SIGINT)
+	if code := login.wait(patience); code != 130 {
+		t.Errorf("a login that was given up ended with %d, want 130", code)
+	}
+}
+
+// listensAt are the network addresses that a process listens on, as the kernel writes them.
+func listensAt(t *testing.T, pid int) []string {
+	t.Helper()
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := map[string]bool{}
+	for _, fd := range fds {
+		target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name()))
+		if inode, ok := strings.CutPrefix(target, "socket:["); ok {
+			open[strings.TrimSuffix(inode, "]")] = true
+		}
+	}
+	var at []string
+	for _, table := range []string{"tcp", "tcp6", "udp", "udp6"} {
+		b, err := os.ReadFile("/proc/net/" + table)
+		if err != nil {
+			continue // no IPv6
+		}
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			listening := len(f) > 9 && (f[3] == "0A" || strings.HasPrefix(table, "udp"))
+			if listening && open[f[9]] {
+				at = append(at, f[1])
+			}
+		}
+	}
+	return at
+}
