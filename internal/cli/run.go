@@ -91,6 +91,7 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 	}
 	defer closeLog()
 
+	defer keepSmall()()
 	p, c, dirs, err := a.startProxy(ctx, proxyOptions{profile: f.profile, log: log})
 	if err != nil {
 		return 0, err

@@ -125,6 +125,7 @@ func (a *app) startProxy(ctx context.Context, o proxyOptions) (*daemon.Proxy, *c
 }
 
 func (a *app) serve(ctx context.Context, o proxyOptions, asJSON bool) (err error) {
+	defer keepSmall()()
 	p, _, _, err := a.startProxy(ctx, o)
 	if ctx.Err() != nil && err != nil {
 		return nil // told to stop before it had begun
