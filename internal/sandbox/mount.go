@@ -6,9 +6,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Volume is something of the host's that is mounted inside.
@@ -282,6 +284,13 @@ func reason(err error) string {
 	return err.Error()
 }
 
+func owner(info fs.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return -1
+}
+
 func sameDir(info fs.FileInfo, dir string) bool {
 	other, err := os.Stat(dir)
 	return err == nil && os.SameFile(info, other)
@@ -302,6 +311,28 @@ func contains(dir fs.FileInfo, path string) bool {
 		}
 		resolved = filepath.Dir(resolved)
 	}
+}
+
+var proxySocket = regexp.MustCompile(`^llxprt-cred-[0-9]+-[0-9a-f]{8,}\.sock$`)
+
+// socketDirs returns the directories in which other proxies of this user listen: with another TMPDIR they have another, and
+// another profile. The file at table is as proc_net_unix(5) has it; where there is none, nothing is known.
+func socketDirs(table string, uid int) []string {
+	b, _ := os.ReadFile(table)
+	var dirs []string
+	for line := range strings.Lines(string(b)) {
+		_, path, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " /")
+		dir, name := filepath.Split("/" + path)
+		dir = filepath.Clean(dir)
+		if !ok || !proxySocket.MatchString(name) || slices.Contains(dirs, dir) {
+			continue
+		}
+		// Others' directories do not matter, for their proxies turn us away, and may not be looked into.
+		if info, err := os.Stat(dir); err == nil && owner(info) == uid {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
 }
 
 // neverMounted lists what a sandbox could reach the rest of the host through: the kernel's views of other processes, and the

@@ -204,6 +204,43 @@ func TestGuardSocketsOfTheEnvironment(t *testing.T) {
 	}
 }
 
+func TestRunRefusesADirectoryAsStdin(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	for _, stdio := range []Stdio{{In: dir}, {Out: dir}, {Err: dir}} {
+		if status, err := new(Sandbox).Run(t.Context(), stdio); status != ExitEngine || !errors.Is(err, ErrRefused) {
+			t.Errorf("status %d, %v", status, err)
+		}
+	}
+}
+
+func TestSocketDirs(t *testing.T) {
+	root := tree(t, "t m/p/llxprt-cred-1/", "other/", "table")
+	dir := filepath.Join(root, "t m/p/llxprt-cred-1")
+	table := filepath.Join(root, "table")
+	const start = "0000000000000000: 00000002 00000000 00010000 0001 01 12345"
+	text := "Num       RefCount Protocol Flags    Type St Inode Path\n" + start + "\n" + start + " @/abstract\n" +
+		start + " " + filepath.Join(root, "other/a.sock") + "\n" +
+		start + " " + filepath.Join(dir, "llxprt-cred-17-0123456789abcdef.sock") + "\n" +
+		start + " " + filepath.Join(dir, "llxprt-cred-18-0123456789abcdef.sock") + "\n" +
+		start + " /nowhere/llxprt-cred-1/llxprt-cred-19-0123456789abcdef.sock\n"
+	if err := os.WriteFile(table, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := socketDirs(table, os.Getuid()); !slices.Equal(got, []string{dir}) {
+		t.Errorf("got %q, want %q", got, dir)
+	}
+	if got := socketDirs(table, os.Getuid()+1); got != nil {
+		t.Errorf("of another user: %q", got)
+	}
+	if got := socketDirs(filepath.Join(root, "none"), 0); got != nil {
+		t.Errorf("without a table: %q", got)
+	}
+}
+
 func TestPrivateSystem(t *testing.T) {
 	root := tree(t, "open", "shadow", "private/key", "ssh/config", "ssh/host_key", "link -> shadow")
 	for name, mode := range map[string]os.FileMode{"": 0o755, "open": 0o644, "shadow": 0o640, "private": 0o710, "private/key": 0o644, "ssh": 0o755, "ssh/config": 0o644, "ssh/host_key": 0o600} {

@@ -34,6 +34,15 @@ type Stdio struct{ In, Out, Err *os.File }
 // If this process is killed, bwrap and all that runs in it die with it. A container's client then gets SIGTERM and hands it
 // on; what does not end by that is removed by the next Sweep.
 func (s *Sandbox) Run(ctx context.Context, stdio Stdio) (int, error) {
+	// Through an open directory the command would reach all that lies beside it.
+	for _, f := range []*os.File{stdio.In, stdio.Out, stdio.Err} {
+		if f == nil {
+			continue
+		}
+		if info, err := f.Stat(); err == nil && info.IsDir() {
+			return ExitEngine, refused("standard input or output", "it is a directory", "give it a file, a pipe or a terminal")
+		}
+	}
 	p := s.plan
 	p.terminal = isTerminal(stdio.In) && isTerminal(stdio.Out)
 	p.stdin = stdio.In != nil

@@ -198,7 +198,7 @@ func (s *Sandbox) paths(p *plan, spec Spec) error {
 	}
 	g := guard{
 		home:  spec.Home,
-		dirs:  append(slices.Clone(spec.ProtectedDirs), filepath.Dir(p.socket)),
+		dirs:  slices.Concat(spec.ProtectedDirs, []string{filepath.Dir(p.socket)}, socketDirs("/proc/net/unix", spec.UID)),
 		files: spec.ProtectedFiles,
 		never: neverMounted(spec.UID, spec.Home, spec.Host.Environ),
 		inner: []string{p.socket, binaryTarget(spec.Engine.Kind)},
