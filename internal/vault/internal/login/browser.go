@@ -147,6 +147,10 @@ func (b *Browser) callback(w http.ResponseWriter, r *http.Request) {
 		page(w, http.StatusNotFound, "Nothing here", "This address only takes the answer of a login.")
 		return
 	}
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && stranger(r.RemoteAddr, local.String()) {
+		page(w, http.StatusForbidden, "Not yours", "This login was begun by another user of this machine.")
+		return
+	}
 	q := r.URL.Query()
 	if subtle.ConstantTimeCompare([]byte(q.Get("state")), []byte(b.state)) != 1 {
 		page(w, http.StatusBadRequest, "Not this login", "The answer does not belong to the login that is waiting here. Start again from the terminal.")
