@@ -213,12 +213,10 @@ func (l *Log) drain(ctx context.Context, timer *time.Timer) {
 	}
 }
 
-// flush writes everything that has been recorded. What it could not write stays in out.
+// flush writes what has been recorded until now. Events that come meanwhile wait for the next time, unless they are many: else the
+// writer would never rest under load, and write a few lines at a time. What it could not write stays in out.
 func (l *Log) flush() error {
-	for {
-		if len(l.out) == 0 && !l.take() {
-			return nil
-		}
+	for least := 1; len(l.out) > 0 || l.take(least); least = flushSize {
 		if err := l.write(); err != nil {
 			l.complain(err)
 			return err
@@ -228,13 +226,14 @@ func (l *Log) flush() error {
 			l.problem, l.overflow = "", false
 		}
 	}
+	return nil
 }
 
-// take swaps buf for an empty one and reports whether there was anything in it.
-func (l *Log) take() bool {
+// take swaps buf for an empty one if there are at least so many bytes in it, and reports whether it has.
+func (l *Log) take(least int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.buf) == 0 {
+	if len(l.buf) < least {
 		return false
 	}
 	l.out, l.buf, l.spare = l.buf, l.spare, nil
