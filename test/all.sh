@@ -5,7 +5,9 @@
 # FUZZTIME=8s is how long each fuzz target runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export GOFLAGS="${GOFLAGS:-}" PATH="$PATH:/usr/sbin:/sbin"
+export PATH="$PATH:/usr/sbin:/sbin"
+# As the builds have it, so that the standard library is compiled once for each platform and not twice.
+export CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -trimpath"
 
 begun=$SECONDS
 say() { echo "test: $*" >&2; }
@@ -76,7 +78,7 @@ fuzz() {
 	local dir name
 	while IFS=: read -r dir name; do
 		say "fuzz $dir $name"
-		CGO_ENABLED=0 go test -run '^$' -fuzz "^$name\$" -fuzztime "${FUZZTIME:-8s}" "$dir" >"$scratch/fuzz.log" 2>&1 || {
+		go test -run '^$' -fuzz "^$name\$" -fuzztime "${FUZZTIME:-8s}" "$dir" >"$scratch/fuzz.log" 2>&1 || {
 			cat "$scratch/fuzz.log" >&2
 			return 1
 		}
@@ -91,9 +93,9 @@ outside() {
 	while IFS= read -r line; do settings+=("$line"); done <"$scratch/engines.env"
 	local runner="env ${settings[*]} CREDPROXY_E2E_BINARY=$scratch/credproxy"
 	[ ${#as_root[@]} = 0 ] || runner="sudo -n $runner PATH=$PATH"
-	CGO_ENABLED=0 go test -tags e2e -count=1 -timeout 10m -exec "$runner" "$@"
+	go test -tags e2e -count=1 -timeout 10m -exec "$runner" "$@"
 }
-step "build the command" env CGO_ENABLED=0 go build -trimpath -o "$scratch/credproxy" ./cmd/credproxy
+step "build the command" go build -o "$scratch/credproxy" ./cmd/credproxy
 chmod 755 "$scratch"
 step "sandboxes with real engines" outside ./internal/sandbox
 step "the command from outside" outside ./test/e2e

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"regexp"
@@ -449,4 +450,45 @@ func TestSandboxRefusesToBeOpened(t *testing.T) {
 			}
 		}
 	})
+}
+
+// `credproxy demo` shows all this by itself, on any machine, and leaves nothing.
+func TestDemo(t *testing.T) {
+	for _, uid := range []int{0, stranger} {
+		t.Run(fmt.Sprint("uid ", uid), func(t *testing.T) {
+			h := newUserHost(t, uid)
+			if uid != 0 { // podman would keep storage and a process of its own for a user that has never used it
+				bwrap, err := exec.LookPath("bwrap")
+				if err != nil {
+					t.Fatalf("%v: apt-get install bubblewrap", err)
+				}
+				bin, err := os.MkdirTemp("/var/tmp", "cpe2e-") // not /tmp, which a sandbox does not see
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { os.RemoveAll(bin) })
+				if err := os.Chmod(bin, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Symlink(bwrap, filepath.Join(bin, "bwrap")); err != nil {
+					t.Fatal(err)
+				}
+				h.vars = append(h.vars, "PATH="+bin)
+			}
+			before := tree(t, filepath.Dir(h.tmp))
+			r := h.finish(h.command("demo"), 2*time.Minute)
+			if r.code != 0 || strings.Contains(r.stdout, "FAIL") || strings.Count(r.stdout, "\nok ") < 10 {
+				t.Fatalf("%v", r)
+			}
+			if secret := regexp.MustCompile(`\b(at|rt|ac|dc)-[A-Za-z0-9_-]{12,}`).FindString(r.stdout + r.stderr); secret != "" {
+				t.Errorf("a token is in what demo prints, after %q", secret[:3])
+			}
+			if after := tree(t, filepath.Dir(h.tmp)); strings.ReplaceAll(after, fmt.Sprintf("/tmp/llxprt-cred-%d drwx------ %d:%d 0 \n", uid, uid, uid), "") != before {
+				t.Errorf("demo leaves something behind:\nbefore %s\nafter %s", before, after)
+			}
+			if stored := h.must("auth", "status", "--json"); !strings.Contains(stored, `"logins":[]`) {
+				t.Errorf("demo touches the user's own store: %s", stored)
+			}
+		})
+	}
 }
