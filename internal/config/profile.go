@@ -35,6 +35,11 @@ func builtinProfile() *Profile {
 	return &Profile{Name: DefaultProfile, Keys: []string{"*"}, Providers: map[string][]string{"*": {"*"}}, Login: LoginAllow}
 }
 
+// Nothing is a profile that names nothing: lists are empty, and all else is refused, logins that are under way too.
+func Nothing(name string) *Profile {
+	return &Profile{Name: name, Operations: []string{"list"}, Login: LoginDeny} // Operations: nil would allow all of them
+}
+
 // groupsOf returns the groups that hold an operation of the protocol; "" for one that is not known. has_api_key tells no more than
 // either a get or a list would.
 func groupsOf(op string) (group, or string) {

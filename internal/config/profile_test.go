@@ -124,3 +124,18 @@ func BenchmarkScope(b *testing.B) {
 		_ = p.AllowsOperation("get_token") && p.AllowsBucket("anthropic", "default")
 	}
 }
+
+func TestNothing(t *testing.T) {
+	p := Nothing("work")
+	for _, op := range []string{"get_token", "save_token", "remove_token", "get_bucket_stats", "refresh_token", "get_api_key", "oauth_initiate", "oauth_exchange", "oauth_poll", "oauth_cancel"} {
+		if p.AllowsOperation(op) {
+			t.Errorf("allows %s", op)
+		}
+	}
+	if p.AllowsProvider("acme") || p.AllowsBucket("acme", "default") || p.AllowsKey("openai") {
+		t.Error("allows a name")
+	}
+	if p.Name != "work" || !p.AllowsOperation("handshake") || !p.AllowsOperation("cancel") {
+		t.Error("a connection has its handshake and cancels under every profile")
+	}
+}

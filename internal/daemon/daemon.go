@@ -136,7 +136,7 @@ func (p *Proxy) edited(c *config.Config) {
 	profile, err := c.Profile(p.profile)
 	if err != nil {
 		p.log.Warn("the profile of this proxy is no longer in the configuration: it allows nothing now", "profile", p.profile)
-		profile = &config.Profile{Name: p.profile}
+		profile = config.Nothing(p.profile)
 	}
 	p.scope.Store(profile)
 	p.vault.SetProviders(c)
