@@ -1,6 +1,9 @@
 package wire
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 var benchRequest = []byte(`{"v":2,"id":"4711","op":"get_token","payload":{"provider":"anthropic","bucket":"default"}}`)
 
@@ -14,14 +17,20 @@ func BenchmarkDecodeRequest(b *testing.B) {
 }
 
 func BenchmarkAppendResponse(b *testing.B) {
-	b.ReportAllocs()
 	t := &Token{AccessToken: "test-access-token-1", Expiry: 1900000000, TokenType: "Bearer", Scope: "a b"}
 	if err := t.Set("account_id", []byte(`"acct"`)); err != nil {
 		b.Fatal(err)
 	}
-	var buf []byte
-	for b.Loop() {
-		buf = AppendResponse(buf[:0], 2, "4711", t)
+	long := *t
+	long.AccessToken = strings.Repeat("x", 2000)
+	for name, t := range map[string]*Token{"short": t, "2000": &long} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			var buf []byte
+			for b.Loop() {
+				buf = AppendResponse(buf[:0], 2, "4711", t)
+			}
+		})
 	}
 }
 
