@@ -45,6 +45,7 @@ var arrows = map[string][]string{
 		"internal/privatedir", "internal/protect", "internal/sandbox", "internal/socket", "internal/vault",
 	},
 	"cmd/credproxy": {"internal/cli"},
+	"test/bench":    {"wire", "internal/frame", "internal/oauthtest"},
 }
 
 type goPackage struct {

@@ -13,5 +13,5 @@ go build -o "$scratch/bench" ./test/bench
 "$scratch/bench" bin/credproxy
 
 echo
-go test -run '^$' -bench . -benchtime 100ms -benchmem ./wire ./internal/frame ./internal/audit ./internal/vault/internal/store ./internal/server |
+go test -run '^$' -bench . -benchtime 100ms -benchmem ./wire ./internal/frame ./internal/audit ./internal/vault/internal/store |
 	grep -E '^Benchmark|^FAIL|^panic'

@@ -20,10 +20,6 @@ func play(part string, args []string) int {
 	switch part {
 	case "descriptors":
 		err = serveWithFew()
-	case "bench-server":
-		err = benchServer()
-	case "bench-echo":
-		err = benchEcho()
 	default:
 		err = fmt.Errorf("no part %q", part)
 	}
