@@ -184,6 +184,9 @@ func (c *Client) connectLocked() *attempt {
 func (c *Client) call(ctx context.Context, r *wire.Request) (json.RawMessage, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, requestTimeout, ErrTimeout)
 	defer cancel()
+	if ctx.Err() != nil { // a select with a free slot, or with an answer that comes at once, might go on all the same
+		return nil, cause(ctx)
+	}
 	select {
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()

@@ -44,6 +44,28 @@ func (e *lostError) Error() string        { return ErrConnectionLost.Error() }
 func (e *lostError) Is(target error) bool { return target == ErrConnectionLost }
 func (e *lostError) Unwrap() error        { return e.reason }
 
+// refusedError is the proxy's answer to the handshake, with where.
+type refusedError struct {
+	socket string
+	reason error // a *wire.Error
+}
+
+func (e *refusedError) Error() string {
+	return fmt.Sprintf("credential proxy at %s refuses the connection: %v", e.socket, e.reason)
+}
+func (e *refusedError) Unwrap() error { return e.reason }
+
+// Hint says what to do about it; what is advice for a request that was refused does not fit here.
+func (e *refusedError) Hint() string {
+	switch {
+	case errors.Is(e.reason, wire.ErrUnauthorized):
+		return "the proxy was started with --capability-file: it serves only clients that send the token in the handshake"
+	case errors.Is(e.reason, wire.ErrRateLimited):
+		return "close other connections; limits.connections in the configuration of the host says how many there may be"
+	}
+	return ""
+}
+
 // unreachableError is ErrUnreachable with where and why.
 type unreachableError struct {
 	socket string
@@ -84,7 +106,7 @@ func (c *Client) open(ctx context.Context) (*conn, error) {
 		return cn, nil
 	default:
 		if _, refused := errors.AsType[*wire.Error](err); refused {
-			err = fmt.Errorf("credential proxy at %s refuses the connection: %w", c.opts.Socket, err)
+			err = &refusedError{c.opts.Socket, err}
 		} else {
 			err = &unreachableError{c.opts.Socket, fmt.Errorf("handshake: %w", err)}
 		}
