@@ -123,6 +123,10 @@ func (h Host) probe(ctx context.Context, k Kind) (Engine, Status) {
 	}
 	e.Path = h.look(string(k))
 	if e.Path == "" {
+		everywhere := Host{Environ: h.Environ}
+		if path := everywhere.look(string(k)); path != "" {
+			return fail(path+" lies in the project's directory, which must not bring its own sandbox", "run it from another directory")
+		}
 		return fail("not found in PATH", installHints[k])
 	}
 	var detail, hint string
@@ -287,7 +291,7 @@ func (h Host) path() []string {
 func (h Host) avoided(path string) bool {
 	return slices.ContainsFunc(h.Avoid, func(avoid string) bool {
 		info, err := os.Stat(avoid)
-		return err == nil && avoid != "" && contains(info, path)
+		return err == nil && avoid != "" && avoid != "/" && contains(info, path) // all programs are below /: it is no project
 	})
 }
 

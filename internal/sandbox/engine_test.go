@@ -35,6 +35,15 @@ func TestLook(t *testing.T) {
 	if got := h.look("podman"); got != "" {
 		t.Errorf("a link into the project was taken: %q", got)
 	}
+	h.Avoid = []string{"/"}
+	if got := h.look("docker"); got != at("project/bin/docker") {
+		t.Errorf("docker, run from /: %q", got)
+	}
+	h.Avoid = []string{at("project")}
+	_, err := h.Select(t.Context(), Podman, "x")
+	if e, ok := errors.AsType[*Error](err); !ok || !strings.Contains(err.Error(), "lies in the project's directory") || e.Hint() != "run it from another directory" {
+		t.Errorf("podman in the project only: %v", err)
+	}
 }
 
 func TestSelectSaysWhy(t *testing.T) {

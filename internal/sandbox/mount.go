@@ -65,7 +65,7 @@ type guard struct {
 	warnings []string
 }
 
-const elsewhere = "run from a project directory of its own, or with --no-workdir"
+const elsewhere = "run from, or mount, a directory of its own; --no-workdir leaves the current one out"
 
 // mounts resolves the volumes, refuses those that would show or hand over what the guard protects, and adds the mounts that
 // cover it. The result is sorted so that a directory is mounted before what lies below it.
@@ -108,7 +108,7 @@ func (g *guard) mounts(volumes []Volume) ([]mount, error) {
 // file for the mount in the user's directory, or hide ours.
 func (g *guard) target(v Volume) error {
 	if v.Target == "/" {
-		return refused("mount "+v.Source, "it cannot take the place of /", "")
+		return refused("mount "+v.Source, "it cannot take the place of /", elsewhere)
 	}
 	for i, ours := range g.inner {
 		same := filepath.Clean(v.Source) == filepath.Clean(v.Target) // then the socket's directory is covered by a mount of its own
