@@ -157,7 +157,20 @@ func (a *app) root() *cobra.Command {
 	add(groupAbout, a.providersCommand(), a.profileCommand(), a.doctorCommand(), a.demoCommand(), a.versionCommand(), a.completionCommand())
 	root.AddCommand(a.probeCommand())
 	root.SetHelpCommandGroupID(groupAbout)
+	root.InitDefaultHelpCmd()
+	if help, _, err := root.Find([]string{"help"}); err == nil {
+		help.Args = helpTopic
+	}
 	return root
+}
+
+// helpTopic refuses `help nosuch`, for which cobra prints the help of root as if that had been asked for.
+func helpTopic(help *cobra.Command, names []string) error {
+	c, rest, err := help.Root().Find(names)
+	if err == nil && !c.HasSubCommands() && len(rest) > 0 {
+		return usage("too many arguments").about(help)
+	}
+	return noCommand(c, rest)
 }
 
 // group is a command that only holds others.

@@ -40,7 +40,10 @@ differs from what it should be, and 7 without a sandbox engine.`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if inside() {
-				return &failure{what: "demo", err: errors.New("this is a sandbox already"), hint: "run it on the host"}
+				return hostOnly("demo", "this is a sandbox already")
+			}
+			if !isEngine(engine) {
+				return usage(engineRule).about(c)
 			}
 			ctx, cancel := context.WithTimeout(c.Context(), demoTime)
 			defer cancel()
@@ -48,7 +51,7 @@ differs from what it should be, and 7 without a sandbox engine.`,
 		},
 	}
 	c.Flags().StringVar(&engine, "engine", string(sandbox.Auto), "auto, docker, podman or bwrap")
-	_ = c.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions([]string{"auto", "docker", "podman", "bwrap"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engines, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 
@@ -68,9 +71,6 @@ type demo struct {
 }
 
 func (a *app) demo(ctx context.Context, engine sandbox.Kind) (err error) {
-	if !slices.Contains([]sandbox.Kind{sandbox.Auto, sandbox.Docker, sandbox.Podman, sandbox.Bwrap}, engine) {
-		return usage("--engine is auto, docker, podman or bwrap")
-	}
 	d := &demo{app: a}
 	if d.self, err = os.Executable(); err != nil {
 		return err

@@ -57,7 +57,7 @@ FAIL. The exit status is 1 if something fails.`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if inside() {
-				return &failure{what: "doctor", err: errors.New("this is a sandbox: what it checks is on the host"), hint: "run it on the host"}
+				return hostOnly("doctor", "this is a sandbox: what it checks is on the host")
 			}
 			checks := a.examine(c.Context())
 			if c.Context().Err() != nil {
@@ -140,10 +140,12 @@ func checkConfiguration() (*config.Config, []check) {
 	switch {
 	case err != nil:
 		return config.Default(), []check{fail(name, "correct the file; until then every command that reads it fails", err)}
+	case !c.Exists && os.Getenv("CREDPROXY_CONFIG") != "":
+		return c, []check{warn(name, "create it, or correct or unset CREDPROXY_CONFIG", "CREDPROXY_CONFIG names %s, which does not exist: the defaults apply", path)}
 	case !c.Exists:
 		return c, []check{ok(name, "no file at %s: the defaults apply", path)}
 	}
-	return c, []check{ok(name, "%s: %d profiles, %d providers", path, len(c.Profiles), len(c.Providers))}
+	return c, []check{ok(name, "%s: %s, %s", path, count(len(c.Profiles), "profile"), count(len(c.Providers), "provider"))}
 }
 
 func checkStateDir(dirs config.Dirs) check {
@@ -260,5 +262,12 @@ func checkLeftovers(dirs config.Dirs) check {
 	if records == 0 {
 		return ok(name, "nothing is left of killed runs")
 	}
-	return ok(name, "%d runs are recorded; what killed ones left is removed by the next credproxy run", records)
+	return ok(name, "%s on record; what killed ones left is removed by the next credproxy run", count(records, "run"))
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }

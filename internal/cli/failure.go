@@ -85,10 +85,24 @@ func flagError(c *cobra.Command, err error) error {
 		if near := nearest(name, names); near != "" {
 			return usage("unknown flag --%s; did you mean --%s?", name, near).about(c)
 		}
+		if sub, _, err := c.Find([]string{name}); err == nil && sub != c {
+			return usage("unknown flag --%s; did you mean %s?", name, sub.CommandPath()).about(c)
+		}
 		return usage("unknown flag").about(c)
+	}
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) { // every flag that is not a switch takes any string
+		return usage("--%s is a switch: it takes no value", invalid.GetFlag().Name).about(c)
 	}
 	return usage("%s", err.Error()).about(c)
 }
+
+// hostOnly refuses what a sandbox has no use for. The variable may be set on the host as well: serve prints it for eval.
+func hostOnly(what, why string) *failure {
+	return &failure{what: what, err: errors.New(why), hint: "run it on the host" + ifHost}
+}
+
+const ifHost = "; if this is the host: unset " + socketVariable
 
 // hinter is an error of ours that knows what to do.
 type hinter interface{ Hint() string }
@@ -178,7 +192,7 @@ func hintOf(err error) string {
 		return "run it on the host, outside the sandbox"
 	case errors.Is(err, client.ErrConnectionLost), errors.Is(err, client.ErrUnreachable):
 		if os.Getenv(socketVariable) != "" {
-			return "is the proxy still running on the host? start the sandbox again with credproxy run, or credproxy serve"
+			return "is the proxy still running on the host? start the sandbox again with credproxy run, or credproxy serve" + ifHost
 		}
 	case errors.Is(err, wire.ErrUnauthorized):
 		return "the profile of this sandbox decides: on the host, see credproxy profile show"

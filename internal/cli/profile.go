@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/wire"
 )
 
 // profileReport is what `profile show --json` prints, and one of those in `profile list --json`.
@@ -126,11 +127,18 @@ func profiles() (*config.Config, error) {
 	return c, err
 }
 
-// findProfile returns the profile, or a failure with exit status 3 that names the nearest one.
+// findProfile returns the profile, or a failure that names the nearest one: with exit status 3, or 2 for what cannot be a
+// profile's name.
 func findProfile(c *config.Config, name string) (*config.Profile, error) {
+	if !wire.ValidName(name) {
+		return nil, &failure{err: errors.New("the profile's name is wrong: " + nameRule), hint: "credproxy profile list shows the profiles", status: exitUsage}
+	}
 	p, err := c.Profile(name)
 	if err == nil {
 		return p, nil
+	}
+	if shown(name, "") == "" {
+		err = errors.New("there is no such profile")
 	}
 	return nil, &failure{err: err, status: exitNotFound, hint: "credproxy profile list shows them; add others in " + c.Path}
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -55,7 +56,10 @@ stderr.`,
 		},
 		RunE: func(c *cobra.Command, args []string) error {
 			if inside() {
-				return &failure{what: "run", err: errors.New("this is a sandbox already"), hint: "run it on the host"}
+				return hostOnly("run", "this is a sandbox already")
+			}
+			if !isEngine(f.engine) {
+				return usage(engineRule).about(c)
 			}
 			status, err := a.run(c.Context(), f, args)
 			if err != nil {
@@ -74,7 +78,7 @@ stderr.`,
 	flags.StringArrayVar(&f.engineArgs, "engine-arg", nil, "an option for the engine itself (may be repeated)")
 	flags.BoolVar(&f.noWorkdir, "no-workdir", false, "do not mount the current directory")
 	_ = c.RegisterFlagCompletionFunc("profile", completeProfiles)
-	_ = c.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions([]string{"auto", "docker", "podman", "bwrap"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engines, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 
@@ -133,6 +137,13 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 	}
 	return status, err
 }
+
+var engines = []string{string(sandbox.Auto), string(sandbox.Docker), string(sandbox.Podman), string(sandbox.Bwrap)}
+
+// What is no engine is not repeated: it may be a secret in the wrong place.
+const engineRule = "--engine is auto, docker, podman or bwrap"
+
+func isEngine(name string) bool { return slices.Contains(engines, name) }
 
 // asEngineFailure gives failures before COMMAND ran docker's status 125, so that they are not taken for COMMAND's own.
 // Wrong usage, an unknown profile and an engine that is not there keep theirs.

@@ -51,6 +51,9 @@ it at once. The socket is removed in any case.`,
 			if err != nil {
 				return err
 			}
+			if c.Flags().Changed("capability-file") && capabilityFile == "" { // of "$FILE", where FILE is not set
+				return usage("--capability-file names no file").about(c)
+			}
 			level := slog.LevelInfo
 			if a.verbose {
 				level = slog.LevelDebug
