@@ -165,6 +165,17 @@ func (k *key) existingInTurn(ctx context.Context, root *os.Root) (*loadedKey, er
 			return l, nil
 		}
 	}
+	l, err := k.lookInTurn(ctx, root)
+	if errors.Is(err, ErrNoKey) {
+		// Another process may have made the key, and an item, between our look for the one and for the other. The key
+		// comes first, so a second look settles it.
+		l, err = k.lookInTurn(ctx, root)
+	}
+	return l, err
+}
+
+// lookInTurn looks for the key in all places where it may be.
+func (k *key) lookInTurn(ctx context.Context, root *os.Root) (*loadedKey, error) {
 	look, _ := k.places()
 	var absent []string
 	var unknown, wrong error

@@ -323,3 +323,29 @@ func TestEmptyPassphraseIsRefused(t *testing.T) {
 		t.Errorf("Write: %v", err)
 	}
 }
+
+// keyringMeanwhile is a keyring; once, when something was not in it, something happens before the answer arrives.
+type keyringMeanwhile struct {
+	store.Store
+	once      sync.Once
+	meanwhile func()
+}
+
+func (k *keyringMeanwhile) Read(ctx context.Context, it store.Item) (secret.String, error) {
+	v, err := k.Store.Read(ctx, it)
+	if err != nil {
+		k.once.Do(k.meanwhile)
+	}
+	return v, err
+}
+
+// Another process makes the key and the first item while this one has looked for a key and not yet for items.
+func TestKeyIsMadeMeanwhile(t *testing.T) {
+	dir, keyring := newDir(t), memory.New()
+	other := open(t, file.Options{Dir: dir, Keyring: keyring})
+	theirs := store.Item{Service: item.Service, Account: "their:item"}
+	s := open(t, file.Options{Dir: dir, Keyring: &keyringMeanwhile{Store: keyring, meanwhile: func() { write(t, other, theirs, "theirs") }}})
+	write(t, s, item, "ours")
+	wantValue(t, other, item, "ours")
+	wantValue(t, s, theirs, "theirs")
+}
