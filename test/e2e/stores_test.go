@@ -81,6 +81,29 @@ func TestWritersLoseNothing(t *testing.T) {
 	}
 }
 
+// The very first writers of a machine come at the same time: one makes the key of the store, and all use it.
+func TestFirstWritersTogether(t *testing.T) {
+	for range 3 {
+		h := newHost(t)
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				cmd := h.command("key", "set", fmt.Sprintf("key-%d", i))
+				cmd.Stdin = strings.NewReader(fmt.Sprintf("test-value-%d", i))
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Errorf("key set: %v: %s", err, out)
+				}
+			})
+		}
+		wg.Wait()
+		for i := range 8 {
+			if got := h.must("key", "get", fmt.Sprintf("key-%d", i)); got != fmt.Sprintf("test-value-%d\n", i) {
+				t.Errorf("key-%d is %q", i, got)
+			}
+		}
+	}
+}
+
 // What another process does is seen by a running proxy within a second, although it answers from memory.
 func TestChangesOfOtherProcessesAreSeen(t *testing.T) {
 	h, s := stocked(t, generous)
