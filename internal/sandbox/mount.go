@@ -124,6 +124,13 @@ func isBelow(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
+// hostDirs are never mounted writable: as root a sandbox could change the host with them. What lies deeper may be a project.
+var hostDirs = []string{
+	"/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/proc", "/root", "/run", "/sbin", "/srv",
+	"/sys", "/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/local", "/usr/local/bin", "/usr/sbin", "/usr/share", "/var", "/var/lib", "/var/log",
+	"/Applications", "/Library", "/System", "/Users", "/private",
+}
+
 // source checks one bind mount and returns the mounts that cover what is protected in it.
 func (g *guard) source(m mount) ([]mount, error) {
 	what := "mount " + m.source
@@ -133,6 +140,9 @@ func (g *guard) source(m mount) ([]mount, error) {
 	}
 	if m.source == "/" {
 		return nil, refused(what, "it is the whole host", elsewhere)
+	}
+	if !m.readOnly && slices.Contains(hostDirs, m.source) {
+		return nil, refused(what, "it is a directory of the system, which the sandbox could change", elsewhere)
 	}
 	type protected struct {
 		path string

@@ -292,3 +292,15 @@ func TestSystemDirs(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
+
+func TestSystemDirectoriesAreNotMountedWritable(t *testing.T) {
+	for _, dir := range []string{"/etc", "/usr", "/var", "/home"} {
+		g := &guard{}
+		if _, err := g.source(mount{kind: bind, source: dir, target: dir}); err == nil || !strings.Contains(err.Error(), "directory of the system") {
+			t.Errorf("%s, writable: %v", dir, err)
+		}
+		if _, err := g.source(mount{kind: bind, source: dir, target: dir, readOnly: true}); err != nil {
+			t.Errorf("%s, read-only: %v", dir, err)
+		}
+	}
+}

@@ -62,7 +62,7 @@ func (v *Vault) SetAPIKey(ctx context.Context, name, value string) error {
 		return wire.E(wire.CodeInvalidRequest, "the key is empty")
 	case len(value) > MaxKeyLen:
 		return wire.E(wire.CodeInvalidRequest, "the key is longer than 32 KiB")
-	case !utf8.ValidString(value):
+	case !utf8.ValidString(value), strings.ContainsRune(value, 0):
 		return wire.E(wire.CodeInvalidRequest, "the key is not text in UTF-8")
 	}
 	it := keyItem(name)

@@ -244,7 +244,7 @@ func TestAPIKeys(t *testing.T) {
 	if names, _ := v.APIKeys(ctx); !slices.Equal(names, []string{"openai"}) {
 		t.Errorf("APIKeys: %q", names)
 	}
-	for name, value := range map[string]string{"a b": "x", "": "x", "empty": " \n", "long": strings.Repeat("k", MaxKeyLen+1), "binary": "\xff"} {
+	for name, value := range map[string]string{"a b": "x", "": "x", "empty": " \n", "long": strings.Repeat("k", MaxKeyLen+1), "binary": "\xff", "zero": "a\x00b"} {
 		if err := v.SetAPIKey(ctx, name, value); code(err) != wire.CodeInvalidRequest {
 			t.Errorf("SetAPIKey(%q): %v", name, err)
 		}
