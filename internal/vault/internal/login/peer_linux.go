@@ -31,10 +31,11 @@ func stranger(peer, local string) bool {
 const established = "01"
 
 // belongs looks for both ends of the connection in a table as proc_net_tcp(5) has it. An end that its process has closed is
-// shown as root's, or not at all: it counts as nobody's, and no browser closes before it has been answered.
+// shown as root's, or not at all: it counts as nobody's, and no browser closes before it has been answered. One that only
+// has nothing more to say (shutdown for writing) still is shown as its user's.
 func belongs(table string, from, to netip.AddrPort, uids []int) bool {
 	if state, uid := find(table, from, to); state != "" {
-		return state == established && slices.Contains(uids, uid)
+		return slices.Contains(uids, uid) && (state == established || uid != 0)
 	}
 	state, _ := find(table, to, from)
 	return state == established

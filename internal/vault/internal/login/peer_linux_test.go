@@ -67,6 +67,7 @@ func TestBelongs(t *testing.T) {
 	}{
 		"ours":                      {server + line(from, to, established, 1000), true},
 		"root's":                    {server + line(from, to, established, 0), true},
+		"ours, half closed":         {server + line(from, to, "05", 1000), true},
 		"another's":                 {server + line(from, to, established, 1001), false},
 		"closed by another":         {line(to, from, "08", 1000) + line(from, to, "05", 0), false},
 		"reset by another":          {"", false},
