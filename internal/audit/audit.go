@@ -29,6 +29,9 @@ const (
 	// quietSize is how large a buffer may stay while little is recorded.
 	quietSize = 64 << 10
 
+	// lineSize is more than a line has: seven names of 64 characters and what stands between them.
+	lineSize = 768
+
 	// retryDelay is the time between two attempts at a file that cannot be written.
 	retryDelay = time.Second
 )
@@ -98,6 +101,8 @@ func Open(path string, opts Options) (*Log, error) {
 // Record adds e to the log and does not keep it. It touches no file; it blocks only while 1 MiB of events wait for a file that cannot be
 // written. An event that comes after Close is lost, which is logged as an error.
 func (l *Log) Record(e *Event) {
+	// Many record at once: what takes time is done before they meet.
+	line := appendEvent(make([]byte, 0, lineSize), e, l.proxy)
 	l.mu.Lock()
 	for l.taken+len(l.buf) >= maxWaiting && !l.closed {
 		l.space.Wait()
@@ -108,7 +113,7 @@ func (l *Log) Record(e *Event) {
 		return
 	}
 	before := len(l.buf)
-	l.buf = appendEvent(l.buf, e, l.proxy)
+	l.buf = append(l.buf, line...)
 	after := len(l.buf)
 	l.mu.Unlock()
 	if before == 0 {

@@ -214,7 +214,7 @@ func (c *conn) cancelCall(id string) {
 
 // done records a request that the reader has answered.
 func (c *conn) done(req *wire.Request, code wire.Code, begun time.Time) {
-	c.clock = time.Now() // the next one, if it has arrived, begins now
+	c.clock = begun.Add(time.Since(begun)) // time.Now, for half its price; the next one, if it has arrived, begins now
 	c.record(&c.event, req, code, begun, c.clock)
 }
 

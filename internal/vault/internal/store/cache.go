@@ -50,13 +50,12 @@ func NewCache[T any](s Store, decode func(Item, secret.String) (T, error)) *Cach
 // Peek returns the item's decoded value if it was checked in the last 250 ms. It never blocks, never asks the store and
 // does not allocate.
 func (c *Cache[T]) Peek(it Item) (value T, ok bool) {
-	now := time.Now()
-	s := c.values.find(it, now)
+	s := c.values.peek(it)
 	if s == nil {
 		return value, false
 	}
 	last := s.last.Load()
-	if !last.fresh(now) || last.err != nil {
+	if !last.fresh() || last.err != nil {
 		return value, false
 	}
 	return last.value, true

@@ -25,7 +25,7 @@ func (k *known[V]) cost() int64 {
 	return 4 * int64(k.size)
 }
 
-func (k *known[V]) fresh(now time.Time) bool { return k != nil && now.Sub(k.checked) < freshFor }
+func (k *known[V]) fresh() bool { return k != nil && time.Since(k.checked) < freshFor }
 
 // A slot holds what is known of one thing in the store.
 //
@@ -54,7 +54,7 @@ func (s *slot[V]) read(ctx context.Context, owner *checks, now bool, check func(
 		return none, err
 	}
 	s.mu.Lock()
-	if last := s.last.Load(); !now && last.fresh(time.Now()) {
+	if last := s.last.Load(); !now && last.fresh() {
 		s.mu.Unlock()
 		return last.value, last.err
 	}
@@ -137,30 +137,33 @@ func (s *slot[V]) idle(now time.Time) bool {
 
 // slots is a map of slots that drops the idle ones. The zero value is ready.
 type slots[K comparable, V any] struct {
-	mu   sync.RWMutex // guards m; a slot is marked as used with mu held, so none is dropped between find and its use
+	mu   sync.RWMutex // guards m; a slot is marked as used with mu held, so none is dropped between get and its use
 	m    map[K]*slot[V]
 	held atomic.Int64 // the cost of all that is known in them
 }
 
-func (t *slots[K, V]) find(k K, now time.Time) *slot[V] {
+// peek returns the slot for a look at what is known, which does not count as use: what is known for longer than a moment is
+// looked for with get.
+func (t *slots[K, V]) peek(k K) *slot[V] {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	s := t.m[k]
-	if s != nil {
-		s.touch(now)
-	}
-	return s
+	return t.m[k]
 }
 
 func (t *slots[K, V]) get(k K) *slot[V] {
 	now := time.Now()
-	if s := t.find(k, now); s != nil {
+	t.mu.RLock()
+	s := t.m[k]
+	if s != nil {
+		s.touch(now)
+	}
+	t.mu.RUnlock()
+	if s != nil {
 		return s
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := t.m[k]
-	if s == nil {
+	if s = t.m[k]; s == nil {
 		if t.m == nil {
 			t.m = make(map[K]*slot[V])
 		}
