@@ -41,14 +41,15 @@ type conn struct {
 	established  bool
 
 	// The reader's. peer and version are set before the first operation starts and stay.
-	peer    socket.Peer
-	version int
-	r       *frame.Reader
-	window  window
-	batch   []byte    // frames that answer what was read last
-	batched []string  // the ids in it
-	clock   time.Time // when the last request was done, if nothing was waited for since; or zero
-	event   audit.Event
+	peer       socket.Peer
+	version    int
+	r          *frame.Reader
+	window     window
+	turnedAway int       // requests over the rate limit since the last pause
+	batch      []byte    // frames that answer what was read last
+	batched    []string  // the ids in it
+	clock      time.Time // when the last request was done, if nothing was waited for since; or zero
+	event      audit.Event
 
 	// Shared.
 	mu       sync.Mutex
@@ -291,6 +292,14 @@ func (c *conn) serve() {
 		}
 		if len(c.batch) >= batchBytes || len(c.batched) >= wire.MaxInFlight {
 			c.flush()
+		}
+		if c.turnedAway >= pauseAfter {
+			c.turnedAway = 0
+			c.flush()
+			select { // whoever asks on although nothing is answered pays with time, not the host with a core
+			case <-time.After(pauseFor):
+			case <-c.srv.quit:
+			}
 		}
 	}
 }

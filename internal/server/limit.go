@@ -44,10 +44,17 @@ func (s *sharedWindow) take(now time.Time) bool {
 	return true
 }
 
+// A connection that goes on over its limit is read with pauses: at most some 12,000 requests a second are turned away.
+const (
+	pauseAfter = 64
+	pauseFor   = 5 * time.Millisecond
+)
+
 // admitted counts one request against the connection's limit and the sandbox's. A request that one of them turns away
 // counts against neither.
 func (c *conn) admitted(now time.Time) bool {
 	if !c.window.free(now, c.srv.limit.limit) || !c.srv.limit.take(now) {
+		c.turnedAway++
 		return false
 	}
 	c.window.take()

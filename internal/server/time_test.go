@@ -224,17 +224,24 @@ func TestRateLimitOverConnections(t *testing.T) {
 func TestRefusalsAreBounded(t *testing.T) {
 	inBubble(t, func(cfg *Config, _ *proxy) { cfg.RequestsPerSecond = 1 }, func(t *testing.T, p *proxy) {
 		c := p.open(t, 1)
+		begun := time.Now()
 		for range recordedRefusals + 501 {
 			c.ask("list_providers", `{}`)
 		}
-		if n := len(p.audit.all()); n != recordedRefusals+1 {
-			t.Errorf("%d events, want one request and %d refusals", n, recordedRefusals)
+		paused := time.Since(begun)
+		if want := (recordedRefusals + 500) / pauseAfter * pauseFor; paused != want {
+			t.Errorf("a flood was read with %v of pauses, want %v", paused, want)
+		}
+		// One more for every interval that the pauses have taken.
+		recorded := recordedRefusals + int(paused/refusalInterval)
+		if n := len(p.audit.all()); n != recorded+1 {
+			t.Errorf("%d events, want one request and %d refusals", n, recorded)
 		}
 		time.Sleep(time.Second)
 		c.ask("list_providers", `{}`)
 		c.ask("list_providers", `{}`)
 		p.close(t)
-		if !strings.Contains(p.log.String(), "not_recorded=500") {
+		if !strings.Contains(p.log.String(), fmt.Sprintf("not_recorded=%d", recordedRefusals+500-recorded)) {
 			t.Error("the log does not say how many are missing")
 		}
 	})

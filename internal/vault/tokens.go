@@ -34,7 +34,7 @@ func (v *Vault) Token(ctx context.Context, providerName, bucket string) (*wire.T
 }
 
 // SaveToken stores a token that came from inside, merged over the stored one: the refresh token and the fields that t
-// does not have stay.
+// does not have stay. New logins are bounded, so that a sandbox cannot fill the disk.
 func (v *Vault) SaveToken(ctx context.Context, providerName, bucket string, t *wire.Token) error {
 	it := loginItem(providerName, bucket)
 	return v.underLock(ctx, it, func() error {
@@ -42,9 +42,25 @@ func (v *Vault) SaveToken(ctx context.Context, providerName, bucket string, t *w
 		if err != nil {
 			return err
 		}
-		return hostError(v.logins.Write(ctx, it, grant.MergeSaved(old, t).Seal()))
+		sealed := grant.MergeSaved(old, t).Seal()
+		if old == nil {
+			size := max(int64(len(sealed.Reveal())), diskBlock)
+			if v.created.Add(size) > maxCreated {
+				v.created.Add(-size)
+				return errCreated
+			}
+		}
+		return hostError(v.logins.Write(ctx, it, sealed))
 	})
 }
+
+// What one process stores in new logins that came from inside: some 16,000 small ones. A file takes a block at least.
+const (
+	maxCreated = 64 << 20
+	diskBlock  = 4 << 10
+)
+
+var errCreated = wire.E(wire.CodeInternal, "too many new logins were saved through this proxy: log in on the host")
 
 // stored reads the item from the store itself, nil if there is none. A value that is no login counts as none, so that
 // a save or a login can replace it.

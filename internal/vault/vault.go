@@ -44,6 +44,7 @@ type Vault struct {
 	keys      *store.Cache[wire.APIKey]
 	providers atomic.Pointer[map[string]*provider.Provider]
 	client    *provider.Client
+	created   atomic.Int64 // bytes of new logins that SaveToken has stored
 	log       *slog.Logger
 }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -226,6 +227,30 @@ func TestConcurrentSaves(t *testing.T) {
 		if !strings.Contains(sealed.Reveal(), want) {
 			t.Errorf("%s was lost", want)
 		}
+	}
+}
+
+// A sandbox cannot fill the disk with logins of its own making; what is stored can still be saved to.
+func TestNewLoginsFromInsideAreBounded(t *testing.T) {
+	v, _ := newVault(t, nil, nil)
+	ctx := context.Background()
+	big := &wire.Token{AccessToken: strings.Repeat("a", 900<<10), Expiry: 1900000000, TokenType: "Bearer"}
+	saved := 0
+	for i := range 200 {
+		err := v.SaveToken(ctx, "acme", "b"+strconv.Itoa(i), big)
+		if err != nil {
+			if code(err) != wire.CodeInternal {
+				t.Fatal(err)
+			}
+			break
+		}
+		saved++
+	}
+	if saved < 60 || saved > 80 {
+		t.Errorf("%d logins of 900 KiB were stored, want about 72", saved)
+	}
+	if err := v.SaveToken(ctx, "acme", "b0", big); err != nil {
+		t.Errorf("saving to a login that is stored: %v", err)
 	}
 }
 
