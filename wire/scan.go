@@ -243,7 +243,7 @@ func (s *scanner) value() []byte {
 	c := s.peek()
 	start := s.pos
 	if c != '{' && c != '[' {
-		s.scalar()
+		s.scalar(c)
 		return s.in[start:s.pos]
 	}
 	base := s.depth
@@ -251,7 +251,7 @@ func (s *scanner) value() []byte {
 		if c := s.peek(); c == '{' || c == '[' {
 			s.begin()
 		} else {
-			s.scalar()
+			s.scalar(c)
 		}
 		for {
 			if s.syntax != "" {
@@ -277,7 +277,7 @@ func (s *scanner) prune(dst []byte) []byte {
 			s.begin()
 		} else {
 			start := s.pos
-			s.scalar()
+			s.scalar(c)
 			dst = append(dst, s.in[start:s.pos]...)
 		}
 		for {
@@ -310,9 +310,9 @@ func (s *scanner) prune(dst []byte) []byte {
 	}
 }
 
-// scalar steps over the string, number or literal that must stand here.
-func (s *scanner) scalar() {
-	switch c := s.peek(); {
+// scalar steps over the string, number or literal that must stand here and begins with c.
+func (s *scanner) scalar(c byte) {
+	switch {
 	case c == '"':
 		s.str()
 	case c == '-' || isDigit(c):
