@@ -24,7 +24,7 @@ type machine struct {
 }
 
 func newMachine(binary string) (*machine, error) {
-	dir, err := os.MkdirTemp("/tmp", "cpbench")
+	dir, err := os.MkdirTemp("", "cpbench")
 	if err != nil {
 		return nil, err
 	}

@@ -23,11 +23,11 @@ const (
 
 // bench is one run. The proxy and the echo live from prepare to close.
 type bench struct {
-	binary       string
-	table        table
-	few, many10k *machine
-	proxy, echo  *target
-	size         int // of the frame that answers get_token
+	binary      string
+	table       table
+	few, full   *machine
+	proxy, echo *target
+	size        int // of the frame that answers get_token
 }
 
 // prepare fills a store with a login and a key, and starts the two servers.
@@ -63,7 +63,7 @@ func (b *bench) close() {
 			_ = t.stop()
 		}
 	}
-	for _, m := range []*machine{b.few, b.many10k} {
+	for _, m := range []*machine{b.few, b.full} {
 		if m != nil {
 			m.remove()
 		}
@@ -185,7 +185,7 @@ func (b *bench) flat() error {
 	if err != nil {
 		return err
 	}
-	b.many10k = m
+	b.full = m
 	if err := m.login(); err != nil {
 		return err
 	}
