@@ -93,7 +93,7 @@ outside() {
 	while IFS= read -r line; do settings+=("$line"); done <"$scratch/engines.env"
 	local runner="env ${settings[*]} CREDPROXY_E2E_BINARY=$scratch/credproxy"
 	[ ${#as_root[@]} = 0 ] || runner="sudo -n $runner PATH=$PATH"
-	go test -tags e2e -count=1 -timeout 10m -exec "$runner" "$@"
+	go test -tags e2e -count=1 -parallel 4 -timeout 10m -exec "$runner" "$@"
 }
 step "build the command" go build -o "$scratch/credproxy" ./cmd/credproxy
 chmod 755 "$scratch"

@@ -54,6 +54,7 @@ func eachEngine(t *testing.T, f func(t *testing.T, s *sandboxed)) {
 		{"bwrap as a user", "bwrap", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // most of it is waiting for an engine
 			s := &sandboxed{engine: c.engine, user: "/root", shell: []string{"/bin/sh", "-c"}}
 			uid, runtime := 0, ""
 			if !c.root {
