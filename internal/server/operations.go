@@ -123,7 +123,7 @@ func (s *Server) ask(ctx context.Context, req *wire.Request) (data wire.Data, er
 	case wire.OpListAPIKeys:
 		list, err = v.APIKeys(ctx)
 	default:
-		return nil, fmt.Errorf("operation %q is not implemented", req.Op)
+		return nil, fmt.Errorf("operation %q has no answer here", req.Op)
 	}
 	scope := s.cfg.Scope()
 	if e := allowed(scope, req); e != nil {
