@@ -223,21 +223,23 @@ func TestE2EKilled(t *testing.T) {
 			_ = cmd.Wait()
 			return conn
 		}
-		said := gone(t, kill())
+		conn := kill()
 		if f.kind == Bwrap {
-			if said != "" {
+			if said := gone(t, conn); said != "" {
 				t.Errorf("inside got %q", said)
 			}
 			f.nothingLeft(t)
 			return
 		}
-		if said != "terminated\n" {
+		// The engine's client tells the program, unless it had not got that far itself (podman forwards signals only some
+		// time after the start). What holds in any case is that the next start removes what is left.
+		f.sweep(t, "*")
+		if said := gone(t, conn); said != "" && said != "terminated\n" {
 			t.Errorf("inside got %q when its credproxy was killed", said)
 		}
-		f.sweep(t, "*")
 		f.nothingLeft(t)
 
-		conn := kill("whatever comes")
+		conn = kill("whatever comes")
 		f.sweep(t, "credproxy-")
 		gone(t, conn)
 		f.nothingLeft(t)
