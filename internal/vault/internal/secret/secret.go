@@ -6,6 +6,7 @@ package secret
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -48,6 +49,16 @@ func (s String) IsZero() bool { return s.p == nil }
 func (s String) Equal(t String) bool {
 	a, b := sha256.Sum256([]byte(s.Reveal())), sha256.Sum256([]byte(t.Reveal()))
 	return subtle.ConstantTimeCompare(a[:], b[:]) == 1
+}
+
+// Fingerprint is 32 hexadecimal characters that tell whether two secrets are the same, for records that hold no
+// secret; "" for the zero String. Tokens have far too many possible values to be found from it by trying.
+func (s String) Fingerprint() string {
+	if s.IsZero() {
+		return ""
+	}
+	sum := sha256.Sum256([]byte("credproxy fingerprint\n" + s.Reveal()))
+	return hex.EncodeToString(sum[:16])
 }
 
 func (String) String() string                 { return redacted }

@@ -131,3 +131,16 @@ func TestNotComparable(t *testing.T) {
 		t.Error("secret.String can be compared with ==, in time that depends on the content")
 	}
 }
+
+func TestFingerprint(t *testing.T) {
+	a, b := secret.New("test-refresh-token-1"), secret.New("test-refresh-token-2")
+	if a.Fingerprint() != secret.New(a.Reveal()).Fingerprint() || a.Fingerprint() == b.Fingerprint() {
+		t.Error("fingerprints do not tell secrets apart")
+	}
+	if len(a.Fingerprint()) != 32 || strings.Contains(a.Fingerprint(), "test") {
+		t.Errorf("fingerprint %q", a.Fingerprint())
+	}
+	if z := (secret.String{}).Fingerprint(); z != "" {
+		t.Errorf("fingerprint of nothing: %q", z)
+	}
+}
