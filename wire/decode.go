@@ -110,7 +110,7 @@ func hasControl(s []byte) bool { return bytes.ContainsFunc(s, unicode.IsControl)
 var (
 	frameNames     = []string{"v", "id", "op", "payload"}
 	handshakeNames = []string{"minVersion", "maxVersion", "capabilityToken"}
-	payloadNames   = []string{"provider", "bucket", "name", "token", "flow", "session_id", "code", "targetId"}
+	payloadNames   = []string{"provider", "bucket", "name", "token", "flow", "session_id", "code", "targetId", "detail"}
 )
 
 // The places of the members in frameNames.
@@ -132,6 +132,7 @@ const (
 	fieldSessionID
 	fieldCode
 	fieldTargetID
+	fieldDetail
 	fields
 )
 
@@ -155,6 +156,7 @@ var shapes = func() map[string]shape {
 		session  = fieldSet(1 << fieldSessionID)
 		code     = fieldSet(1 << fieldCode)
 		target   = fieldSet(1 << fieldTargetID)
+		detail   = fieldSet(1 << fieldDetail)
 	)
 	m := make(map[string]shape)
 	for _, s := range []shape{
@@ -163,7 +165,7 @@ var shapes = func() map[string]shape {
 		{OpRemoveToken, provider, bucket, Version1},
 		{OpListProviders, 0, 0, Version1},
 		{OpListBuckets, provider, 0, Version1},
-		{OpGetBucketStats, provider, bucket, Version1},
+		{OpGetBucketStats, provider, bucket | detail, Version1},
 		{OpRefreshToken, provider, bucket, Version1},
 		{OpGetAPIKey, name, 0, Version1},
 		{OpHasAPIKey, name, 0, Version1},
@@ -274,7 +276,8 @@ func (r *Request) fill(sh shape, field *[fields][]byte) error {
 			}
 			continue
 		}
-		if i == fieldToken {
+		switch i {
+		case fieldToken:
 			if raw[0] != '{' {
 				return &RuleError{"payload.token must be an object"}
 			}
@@ -283,6 +286,12 @@ func (r *Request) fill(sh shape, field *[fields][]byte) error {
 				return &RuleError{"payload.token: " + err.Error()}
 			}
 			r.Token = t
+			continue
+		case fieldDetail:
+			r.Detail = string(raw) == "true"
+			if !r.Detail && string(raw) != "false" {
+				return &RuleError{"payload.detail must be true or false"}
+			}
 			continue
 		}
 		s, ok := text(raw)
@@ -399,6 +408,17 @@ var tokenNames = []string{"access_token", "expiry", "token_type", "scope"}
 // maxExpiry is the end of the year 9999: RFC 3339 has no later times, and milliseconds given as seconds exceed it.
 const maxExpiry = 253402300799
 
+const timeRule = " must be a number of seconds since 1970, up to the year 9999"
+
+// unixTime returns the value of raw when it is a time; a fraction of a second is cut off.
+func unixTime(raw []byte) (seconds int64, ok bool) {
+	f, ok := number(raw)
+	if !ok || !(f >= 0 && f < maxExpiry+1) {
+		return 0, false
+	}
+	return int64(f), true
+}
+
 // DecodeToken decodes a token as save_token takes it and get_token answers it: access_token and token_type are
 // strings, expiry is a number of Unix seconds, scope is a string or null, if there. Other members are kept in their
 // order; those that name a long-lived secret are dropped at any depth. The error is a [*SyntaxError] or a
@@ -430,9 +450,9 @@ func decodeToken(raw []byte, except string) (*Token, error) {
 	if !ok || len(access) == 0 || hasControl(access) {
 		return nil, &RuleError{"access_token must be a string that is not empty and has no control characters"}
 	}
-	expiry, ok := number(member[1])
-	if !ok || !(expiry >= 0 && expiry < maxExpiry+1) {
-		return nil, &RuleError{"expiry must be a number of seconds since 1970, up to the year 9999"}
+	expiry, ok := unixTime(member[1])
+	if !ok {
+		return nil, &RuleError{"expiry" + timeRule}
 	}
 	kind, ok := text(member[2])
 	if !ok || len(kind) == 0 || hasControl(kind) {
@@ -445,6 +465,6 @@ func decodeToken(raw []byte, except string) (*Token, error) {
 		}
 		t.Scope = string(scope)
 	}
-	t.AccessToken, t.Expiry, t.TokenType = string(access), int64(expiry), string(kind)
+	t.AccessToken, t.Expiry, t.TokenType = string(access), expiry, string(kind)
 	return &t, nil
 }

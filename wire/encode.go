@@ -60,6 +60,8 @@ func AppendRequest(dst []byte, v int, r *Request) []byte {
 		dst = append(dst, name...)
 		dst = append(dst, `":`...)
 		switch {
+		case i == fieldDetail:
+			dst = append(dst, value...)
 		case i != fieldToken:
 			dst = appendString(dst, value)
 		case r.Token == nil:
@@ -87,6 +89,10 @@ func (r *Request) get(field int) string {
 		return r.Code
 	case fieldTargetID:
 		return r.TargetID
+	case fieldDetail:
+		if r.Detail {
+			return "true"
+		}
 	}
 	return ""
 }
@@ -209,7 +215,11 @@ func (b BucketStats) appendData(dst []byte) []byte {
 	if math.IsNaN(p) || math.IsInf(p, 0) {
 		p = 0
 	}
-	return append(strconv.AppendFloat(dst, p, 'f', -1, 64), '}')
+	dst = strconv.AppendFloat(dst, p, 'f', -1, 64)
+	if b.Login != nil {
+		dst = b.Login.append(append(dst, `,"login":`...))
+	}
+	return append(dst, '}')
 }
 
 func (t Token) appendData(dst []byte) []byte {

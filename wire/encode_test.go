@@ -23,6 +23,7 @@ func testToken(t testing.TB) *Token {
 const testTokenMembers = `"access_token":"test-access-token-1","expiry":1900000000,"token_type":"Bearer","scope":"a b","account_id":"acct","x":{"y":[1]}`
 
 func TestAppendResponse(t *testing.T) {
+	const stats = `{"bucket":"b","requestCount":0,"percentage":0,`
 	token := testToken(t)
 	for _, c := range []struct {
 		data Data
@@ -41,8 +42,12 @@ func TestAppendResponse(t *testing.T) {
 		{Exists(true), `{"exists":true}`, new(Exists)},
 		{Exists(false), `{"exists":false}`, new(Exists)},
 		{BucketStats{Bucket: "default"}, `{"bucket":"default","requestCount":0,"percentage":0}`, new(BucketStats)},
-		{BucketStats{"b", 3, 12.5}, `{"bucket":"b","requestCount":3,"percentage":12.5}`, new(BucketStats)},
-		{BucketStats{"b", 0, math.NaN()}, `{"bucket":"b","requestCount":0,"percentage":0}`, nil},
+		{BucketStats{Bucket: "b", RequestCount: 3, Percentage: 12.5}, `{"bucket":"b","requestCount":3,"percentage":12.5}`, new(BucketStats)},
+		{BucketStats{Bucket: "b", Percentage: math.NaN()}, `{"bucket":"b","requestCount":0,"percentage":0}`, nil},
+		{BucketStats{Bucket: "b", Login: &LoginStatus{State: "ok"}}, stats + `"login":{"state":"ok"}}`, new(BucketStats)},
+		{BucketStats{Bucket: "b", Login: &LoginStatus{"unsaved", 1900000000, 1899999000, 1800000000, "ok", "the store is full", "file"}},
+			stats + `"login":{"state":"unsaved","expiry":1900000000,"renewsAt":1899999000,"lastRefresh":1800000000,"lastOutcome":"ok","detail":"the store is full","store":"file"}}`, new(BucketStats)},
+		{BucketStats{Bucket: "b", Login: &LoginStatus{Expiry: -1, RenewsAt: 1 << 62}}, stats + `"login":{"state":"","renewsAt":253402300799}}`, nil},
 		{Session{ID: "s", Flow: FlowPKCERedirect, AuthURL: "https://a.example/?a=1&b=2"}, `{"session_id":"s","flow_type":"pkce_redirect","auth_url":"https://a.example/?a=1&b=2"}`, new(Session)},
 		{Session{ID: "s", Flow: FlowDeviceCode, VerificationURL: "https://a.example/device", UserCode: "AB-CD", PollIntervalMS: 5000}, `{"session_id":"s","flow_type":"device_code","verification_url":"https://a.example/device","user_code":"AB-CD","pollIntervalMs":5000}`, new(Session)},
 		{Poll{Status: PollPending, PollIntervalMS: 5000}, `{"status":"pending","pollIntervalMs":5000}`, new(Poll)},
@@ -132,7 +137,8 @@ func TestAppendRequest(t *testing.T) {
 		{Request{Op: OpListProviders, Bucket: "b"}, `{}`},
 		{Request{Op: OpListBuckets, Provider: "p", Bucket: "b"}, `{"provider":"p"}`},
 		{Request{Op: OpGetBucketStats, Provider: "p", Bucket: "b"}, `{"provider":"p","bucket":"b"}`},
-		{Request{Op: OpRefreshToken, Provider: "p"}, `{"provider":"p"}`},
+		{Request{Op: OpGetBucketStats, Provider: "p", Detail: true}, `{"provider":"p","detail":true}`},
+		{Request{Op: OpRefreshToken, Provider: "p", Detail: true}, `{"provider":"p"}`},
 		{Request{Op: OpGetAPIKey, Name: "k"}, `{"name":"k"}`},
 		{Request{Op: OpHasAPIKey, Name: "k"}, `{"name":"k"}`},
 		{Request{Op: OpListAPIKeys}, `{}`},
@@ -237,7 +243,27 @@ func TestDecodeResponseErrors(t *testing.T) {
 	}
 }
 
+// What a newer proxy adds is ignored, and what it leaves out is nothing.
+func TestUnmarshalLoginStatus(t *testing.T) {
+	for in, want := range map[string]*LoginStatus{
+		`{"bucket":"b","requestCount":0,"percentage":0}`:                                                                     nil,
+		`{"bucket":"b","requestCount":0,"percentage":0,"login":null}`:                                                        nil,
+		`{"login":{"new":[{}],"expiry":1.9e9,"detail":null,"state":"strange"},"bucket":"b","requestCount":0,"percentage":0}`: {State: "strange", Expiry: 1900000000},
+	} {
+		got := BucketStats{Login: &LoginStatus{Detail: "of before"}}
+		if err := got.UnmarshalJSON([]byte(in)); err != nil || !reflect.DeepEqual(got, BucketStats{Bucket: "b", Login: want}) {
+			t.Errorf("%s: %+v, %v", in, got, err)
+		}
+	}
+	s := LoginStatus{State: "login_needed", Expiry: 1, RenewsAt: 2, LastRefresh: 3, LastOutcome: "refused", Detail: "\"d\"", Store: "keyring"}
+	std, err := json.Marshal(s)
+	if own := string(s.append(nil)); err != nil || string(std) != own {
+		t.Errorf("encoding/json: %s, %v; on the wire: %s", std, err, own)
+	}
+}
+
 func TestUnmarshalDataErrors(t *testing.T) {
+	const stats = `{"bucket":"b","requestCount":0,"percentage":0,`
 	for _, c := range []struct {
 		into json.Unmarshaler
 		in   string
@@ -258,6 +284,16 @@ func TestUnmarshalDataErrors(t *testing.T) {
 		{new(BucketStats), `{"bucket":"b"}`},
 		{new(BucketStats), `{"bucket":"b","requestCount":0.5,"percentage":0}`},
 		{new(BucketStats), ``},
+		{new(BucketStats), stats + `"login":"ok"}`},
+		{new(BucketStats), stats + `"login":{}}`},
+		{new(BucketStats), stats + `"login":{"state":""}}`},
+		{new(BucketStats), stats + `"login":{"state":1}}`},
+		{new(BucketStats), stats + `"login":{"State":"ok"}}`},
+		{new(BucketStats), stats + `"login":{"state":"ok","detail":{}}}`},
+		{new(BucketStats), stats + `"login":{"state":"ok","expiry":"1"}}`},
+		{new(BucketStats), stats + `"login":{"state":"ok","renewsAt":-1}}`},
+		{new(BucketStats), stats + `"login":{"state":"ok","lastRefresh":null}}`},
+		{new(BucketStats), stats + `"login":{"state":"ok","lastRefresh":1e12}}`},
 		{new(Session), `{"session_id":"s"}`},
 		{new(Session), `{"session_id":"s","flow_type":"f","auth_url":1}`},
 		{new(Session), `{"session_id":"s","flow_type":"f","pollIntervalMs":-1}`},
@@ -310,6 +346,27 @@ func TestErrors(t *testing.T) {
 	} {
 		if c.err != c.want {
 			t.Errorf("got %q, want %q", c.err, c.want)
+		}
+	}
+	for _, c := range []struct {
+		err  *Error
+		want bool
+	}{
+		{E(CodeInternal, "login needed: the provider has revoked it"), true},
+		{E(CodeInternal, LoginNeededPrefix), true},
+		{E(CodeInternal, "a login needed: x"), false},
+		{E(CodeInternal, "login needed"), false},
+		{E(CodeNotFound, "login needed: x"), false},
+		{&Error{CodeRateLimited, "login needed: x", 1}, false},
+		{ErrInternal, false},
+	} {
+		if got := c.err.LoginNeeded(); got != c.want {
+			t.Errorf("%s %q: login needed %v", c.err.Code, c.err.Message, got)
+		}
+		// It does not get lost on the way.
+		r, err := DecodeResponse(AppendError(nil, 1, "i", c.err), 1)
+		if err != nil || r.Err.LoginNeeded() != c.want {
+			t.Errorf("%s %q: decoded %+v, %v", c.err.Code, c.err.Message, r.Err, err)
 		}
 	}
 	if MaxPayload(1) != 65536 || MaxPayload(2) != 4194304 {

@@ -55,6 +55,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		`{"payload":{"token":{"access_token":"a","expiry":1.5e3,"token_type":"t","x":{"refresh_token":[1,{}]}},"provider":"p"},"op":"save_token","id":"\ud83d\ude00","v":1}`,
 		`{"v":1,"id":"a","op":"oauth_exchange","payload":{"session_id":"s","code":"c\u0000"}}`,
 		`{"v":2,"id":"a","op":"cancel","payload":{"targetId":"b"},"ID":1}`,
+		`{"v":1,"id":"a","op":"get_bucket_stats","payload":{"provider":"p","detail":true}}`,
 		`{"v":1,"id":"a","op":"list_providers","payload":null,"x":[[[1e-9]]]} `,
 		`{"id":"a","id":"a","é":1}`,
 		`null`,
@@ -92,6 +93,9 @@ func FuzzDecodeRequest(f *testing.F) {
 				if got != "" && payload[name] != got {
 					t.Fatalf("%q: %s is %q", in, name, got)
 				}
+			}
+			if detail, _ := payload["detail"].(bool); r.Detail && !detail {
+				t.Fatalf("%q: detail is %v", in, payload["detail"])
 			}
 			out := AppendRequest(nil, version, &r)
 			again, err := DecodeRequest(out, version)

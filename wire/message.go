@@ -33,6 +33,7 @@ type Request struct {
 	SessionID string
 	Code      string
 	TargetID  string
+	Detail    bool // of get_bucket_stats: how the login stands is wanted too ([LoginStatus])
 }
 
 // SyntaxError means that the bytes are not one JSON object in UTF-8. The stream cannot be trusted any more: a server
@@ -82,11 +83,13 @@ func (APIKey) MarshalText() ([]byte, error) { return nil, errors.New("an API key
 // Exists is the data of has_api_key.
 type Exists bool
 
-// BucketStats is the data of get_bucket_stats. The proxy counts nothing: RequestCount and Percentage are 0.
+// BucketStats is the data of get_bucket_stats. The proxy counts nothing: RequestCount and Percentage are 0. Login is nil
+// unless the request had [Request.Detail] and the server knows that.
 type BucketStats struct {
-	Bucket       string  `json:"bucket"`
-	RequestCount int     `json:"requestCount"`
-	Percentage   float64 `json:"percentage"`
+	Bucket       string       `json:"bucket"`
+	RequestCount int          `json:"requestCount"`
+	Percentage   float64      `json:"percentage"`
+	Login        *LoginStatus `json:"login,omitempty"`
 }
 
 // Session is the data of oauth_initiate.

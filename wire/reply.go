@@ -184,8 +184,8 @@ func (e *Exists) UnmarshalJSON(raw []byte) error {
 
 // UnmarshalJSON decodes the data of get_bucket_stats.
 func (b *BucketStats) UnmarshalJSON(raw []byte) error {
-	var m [3][]byte
-	if err := decodeObject(raw, []string{"bucket", "requestCount", "percentage"}, m[:]); err != nil {
+	var m [4][]byte
+	if err := decodeObject(raw, []string{"bucket", "requestCount", "percentage", "login"}, m[:]); err != nil {
 		return err
 	}
 	bucket, ok := text(m[0])
@@ -194,7 +194,14 @@ func (b *BucketStats) UnmarshalJSON(raw []byte) error {
 	if !ok || !ok2 || !ok3 {
 		return &RuleError{"bucket must be a string, requestCount and percentage numbers"}
 	}
-	*b = BucketStats{string(bucket), count, percentage}
+	d := BucketStats{Bucket: string(bucket), RequestCount: count, Percentage: percentage}
+	if login := m[3]; login != nil && login[0] != 'n' {
+		d.Login = new(LoginStatus)
+		if err := d.Login.UnmarshalJSON(login); err != nil {
+			return err
+		}
+	}
+	*b = d
 	return nil
 }
 

@@ -9,7 +9,10 @@
 // [Token.Set] removes members with such names at any depth: what the wire cannot name cannot cross it.
 package wire
 
-import "strconv"
+import (
+	"strconv"
+	"strings"
+)
 
 // Protocol versions. Version 2 has larger frames, [OpCancel], [CodeCancelled] and [CodeResponseTooLarge].
 const (
@@ -138,6 +141,15 @@ func (e *Error) ForVersion(v int) *Error {
 func (e *Error) Is(target error) bool {
 	t, ok := target.(*Error)
 	return ok && t.Code == e.Code
+}
+
+// LoginNeededPrefix begins the text of a [CodeInternal] that only a new login on the host can mend: there is no refresh
+// token, or the provider has revoked it. The protocol has no code for it.
+const LoginNeededPrefix = "login needed: "
+
+// LoginNeeded reports whether trying again is useless until somebody has logged in on the host.
+func (e *Error) LoginNeeded() bool {
+	return e.Code == CodeInternal && strings.HasPrefix(e.Message, LoginNeededPrefix)
 }
 
 // Errors to compare with in errors.Is.
