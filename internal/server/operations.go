@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/credproxy/credproxy/wire"
 )
@@ -18,16 +19,17 @@ var (
 	errProvider  = wire.E(wire.CodeUnauthorized, "the profile does not allow this provider or bucket")
 	errKey       = wire.E(wire.CodeUnauthorized, "the profile does not allow this key")
 
-	errNoStore  = wire.E(wire.CodeInternal, "the host's credential store failed; the proxy's log on the host says why")
-	errSlow     = wire.E(wire.CodeInternal, "the host's credential store did not answer in time")
-	errShutdown = wire.E(wire.CodeInternal, "the proxy is shutting down")
-	errPanic    = wire.E(wire.CodeInternal, "the proxy failed; its log on the host says where")
+	errNoStore     = wire.E(wire.CodeInternal, "the host's credential store failed; the proxy's log on the host says why")
+	errSlow        = wire.E(wire.CodeInternal, "the host's credential store did not answer in time")
+	errSlowRefresh = wire.E(wire.CodeInternal, "the token was not renewed in time; the host goes on with it: ask again later")
+	errSlowChange  = wire.E(wire.CodeInternal, "the host's credential store did not answer in time, or the token is being renewed")
+	errShutdown    = wire.E(wire.CodeInternal, "the proxy is shutting down")
+	errPanic       = wire.E(wire.CodeInternal, "the proxy failed; its log on the host says where")
 )
 
-// Operations that come with refresh and with login from inside. They are validated and within the scope when they are
-// refused here; to build one is to take it out of this map and into ask.
+// Operations that come with login from inside. They are validated and within the scope when they are refused here; to
+// build one is to take it out of this map and into ask.
 var later = map[wire.Op]*wire.Error{
-	wire.OpRefreshToken:  wire.E(wire.CodeInternal, "this proxy cannot refresh tokens yet; log in again on the host: credproxy auth login"),
 	wire.OpOAuthInitiate: errNoLogin,
 	wire.OpOAuthExchange: errNoLogin,
 	wire.OpOAuthPoll:     errNoLogin,
@@ -58,8 +60,20 @@ func allowed(scope Scope, req *wire.Request) *wire.Error {
 	return nil
 }
 
-// changes reports whether an operation changes what is stored.
+// changes reports whether an operation changes what is stored and has to be carried through for that. A refresh has
+// not: the vault goes on with it by itself when whoever asked for it has gone, so only the waiting ends with the peer.
 func changes(op wire.Op) bool { return op == wire.OpSaveToken || op == wire.OpRemoveToken }
+
+// patience returns how long the vault may take for an operation, and what is answered when it takes longer.
+func patience(op wire.Op) (time.Duration, *wire.Error) {
+	switch op {
+	case wire.OpRefreshToken:
+		return refreshTime, errSlowRefresh
+	case wire.OpSaveToken, wire.OpRemoveToken:
+		return changeTime, errSlowChange
+	}
+	return operationTime, errSlow
+}
 
 // fromMemory answers what can be answered without waiting. Without data and without an error, it cannot.
 func (s *Server) fromMemory(req *wire.Request) (data wire.Data, err error) {
@@ -70,6 +84,9 @@ func (s *Server) fromMemory(req *wire.Request) (data wire.Data, err error) {
 			return t, nil
 		}
 	case wire.OpGetBucketStats:
+		if req.Detail {
+			break
+		}
 		if _, ok := s.cfg.Vault.CachedToken(req.Provider, req.Bucket); ok {
 			return wire.BucketStats{Bucket: req.Bucket}, nil
 		}
@@ -85,8 +102,10 @@ func (s *Server) fromMemory(req *wire.Request) (data wire.Data, err error) {
 	return nil, nil
 }
 
-// ask answers a request from the vault. After a read it asks for the scope once more: what was taken away while the
-// vault was busy is not served.
+var errNothing = errors.New("the vault returned neither a result nor an error")
+
+// ask answers a request from the vault. After what answers a credential or a list it asks for the scope once more: what
+// was taken away while the vault was busy is not served. A token that was refreshed meanwhile is renewed all the same.
 func (s *Server) ask(ctx context.Context, req *wire.Request) (data wire.Data, err error) {
 	defer s.recovered(req.Op, &data, &err)
 	v := s.cfg.Vault
@@ -96,18 +115,25 @@ func (s *Server) ask(ctx context.Context, req *wire.Request) (data wire.Data, er
 		return wire.Empty{}, v.SaveToken(ctx, req.Provider, req.Bucket, req.Token)
 	case wire.OpRemoveToken:
 		return wire.Empty{}, s.removeToken(ctx, req)
-	case wire.OpGetToken:
+	case wire.OpGetToken, wire.OpRefreshToken:
+		get := v.Token
+		if req.Op == wire.OpRefreshToken {
+			get = v.RefreshToken
+		}
 		var t *wire.Token
-		t, err = v.Token(ctx, req.Provider, req.Bucket)
-		switch {
-		case t != nil:
-			data = t
-		case err == nil:
-			err = errors.New("the vault returned neither a token nor an error")
+		t, err = get(ctx, req.Provider, req.Bucket)
+		data = t
+		if t == nil && err == nil {
+			err = errNothing
 		}
 	case wire.OpGetBucketStats:
-		_, err = v.Token(ctx, req.Provider, req.Bucket)
-		data = wire.BucketStats{Bucket: req.Bucket}
+		stats := wire.BucketStats{Bucket: req.Bucket}
+		if !req.Detail {
+			_, err = v.Token(ctx, req.Provider, req.Bucket)
+		} else if stats.Login, err = v.LoginStatus(ctx, req.Provider, req.Bucket); stats.Login == nil && err == nil {
+			err = errNothing
+		}
+		data = stats
 	case wire.OpGetAPIKey:
 		var key wire.APIKey
 		key, err = v.APIKey(ctx, req.Name)
@@ -161,7 +187,7 @@ func (s *Server) removeToken(ctx context.Context, req *wire.Request) error {
 	if err == nil || errors.Is(err, wire.ErrNotFound) {
 		return nil
 	}
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	if e, ok := errors.AsType[*wire.Error](err); ok && e.Code != wire.CodeInternal {
@@ -183,7 +209,7 @@ func (s *Server) failure(req *wire.Request, err error) *wire.Error {
 	case ok:
 		e = coded
 	case errors.Is(err, context.DeadlineExceeded):
-		e = errSlow
+		_, e = patience(req.Op)
 	case errors.Is(err, context.Canceled): // by the peer, who does not wait for this answer, or by Shutdown
 		e, level = errShutdown, slog.LevelDebug
 	}

@@ -119,7 +119,8 @@ func (c *conn) start(req wire.Request, size int, begun time.Time) {
 		// own deadline, and with the server.
 		parent = c.srv.ctx
 	}
-	ctx, cancel := context.WithTimeout(parent, operationTime)
+	limit, _ := patience(req.Op)
+	ctx, cancel := context.WithTimeout(parent, limit)
 	if !changes(req.Op) {
 		k.cancel = cancel
 	}

@@ -46,8 +46,12 @@ type Config struct {
 // Limits that are not configured.
 const (
 	handshakeTime = 5 * time.Second  // from accept to the last byte of the handshake
-	operationTime = 15 * time.Second // for what the vault does for one request
-	writeTime     = 10 * time.Second // a peer that reads nothing for so long is closed
+	operationTime = 15 * time.Second // for what the vault does for one request that only reads
+	refreshTime   = 29 * time.Second // for refresh_token, with everything that the provider is given time for
+	// For a change, which waits for a refresh of the same token. Clients give up after 30 s, counted from a moment that
+	// is a little earlier: with all of the 30 s they would never learn that it was not done.
+	changeTime = 29*time.Second + 500*time.Millisecond
+	writeTime  = 10 * time.Second // a peer that reads nothing for so long is closed
 
 	minUnfinished = 32                    // handshakes that may be unfinished, however few connections may be open
 	graceTime     = 25 * time.Millisecond // that a new connection has before it can be evicted for a newer one

@@ -18,6 +18,12 @@ type Vault interface {
 	CachedAPIKey(name string) (wire.APIKey, bool)
 
 	Token(ctx context.Context, provider, bucket string) (*wire.Token, error)
+	// RefreshToken has the provider renew the token and returns what is stored then. ctx is that of one waiter: when it
+	// ends the waiter leaves, with ctx's error, and a request that is at the provider goes on without any.
+	RefreshToken(ctx context.Context, provider, bucket string) (*wire.Token, error)
+	// LoginStatus returns how the stored login stands. Its texts are as safe as those of a *wire.Error.
+	LoginStatus(ctx context.Context, provider, bucket string) (*wire.LoginStatus, error)
+	// SaveToken and RemoveToken wait for a refresh of the same token.
 	SaveToken(ctx context.Context, provider, bucket string, t *wire.Token) error
 	RemoveToken(ctx context.Context, provider, bucket string) error
 	Providers(ctx context.Context) ([]string, error)
