@@ -47,6 +47,8 @@ type memVault struct {
 	held     atomic.Int64  // calls that wait for gate
 	gate     chan struct{} // when not nil, calls wait until it is closed or their ctx ends
 	stubborn bool          // … until it is closed, whatever happens to ctx
+
+	renewals sync.WaitGroup // requests to the provider, which nobody needs to wait for
 }
 
 func newVault() *memVault {
@@ -118,6 +120,47 @@ func (v *memVault) Token(ctx context.Context, provider, bucket string) (*wire.To
 		return t, nil
 	}
 	return nil, wire.E(wire.CodeNotFound, "no token is stored")
+}
+
+// RefreshToken issues a new token. As with the real vault, ctx ends the waiting, and never the request to the provider.
+func (v *memVault) RefreshToken(ctx context.Context, provider, bucket string) (*wire.Token, error) {
+	type result struct {
+		token *wire.Token
+		err   error
+	}
+	done := make(chan result, 1)
+	v.renewals.Go(func() {
+		if err := v.work(context.Background()); err != nil {
+			done <- result{err: err}
+			return
+		}
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		old, ok := v.tokens[[2]string{provider, bucket}]
+		if !ok {
+			done <- result{err: wire.E(wire.CodeNotFound, "no token is stored")}
+			return
+		}
+		t := *old
+		t.AccessToken += "-renewed"
+		t.Expiry += 3600
+		v.tokens[[2]string{provider, bucket}] = &t
+		done <- result{token: &t}
+	})
+	select {
+	case r := <-done:
+		return r.token, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for the provider: %w", ctx.Err())
+	}
+}
+
+func (v *memVault) LoginStatus(ctx context.Context, provider, bucket string) (*wire.LoginStatus, error) {
+	t, err := v.Token(ctx, provider, bucket)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.LoginStatus{State: "ok", Expiry: t.Expiry, Store: "memory"}, nil
 }
 
 func (v *memVault) SaveToken(ctx context.Context, provider, bucket string, t *wire.Token) error {
@@ -306,6 +349,7 @@ func (p *proxy) close(t *testing.T) {
 		if err := <-p.served; !errors.Is(err, ErrClosed) {
 			t.Errorf("Serve returned %v", err)
 		}
+		p.vault.renewals.Wait()
 	})
 }
 

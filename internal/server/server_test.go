@@ -29,6 +29,17 @@ func TestOperations(t *testing.T) {
 		{"save_token", `{"provider":"acme","bucket":"new","token":` + newToken + `}`, `"ok":true,"data":{}`},
 		{"get_token", `{"provider":"acme","bucket":"new"}`,
 			`"ok":true,"data":{"access_token":"test-access-token-4","expiry":1789000000,"token_type":"Bearer","plan":"pro"}`},
+		{"get_bucket_stats", `{"provider":"acme","bucket":"new","detail":true}`,
+			`"ok":true,"data":{"bucket":"new","requestCount":0,"percentage":0,"login":{"state":"ok","expiry":1789000000,"store":"memory"}}`},
+		{"get_bucket_stats", `{"provider":"acme","bucket":"new","detail":false}`, `"ok":true,"data":{"bucket":"new","requestCount":0,"percentage":0}`},
+		{"get_bucket_stats", `{"provider":"acme","bucket":"new","detail":null}`,
+			`"ok":false,"code":"INVALID_REQUEST","error":"payload.detail must be true or false"`},
+		{"get_bucket_stats", `{"provider":"nobody","detail":true}`, `"ok":false,"code":"NOT_FOUND","error":"no token is stored"`},
+		{"refresh_token", `{"provider":"acme","bucket":"new"}`,
+			`"ok":true,"data":{"access_token":"test-access-token-4-renewed","expiry":1789003600,"token_type":"Bearer","plan":"pro"}`},
+		{"get_token", `{"provider":"acme","bucket":"new"}`,
+			`"ok":true,"data":{"access_token":"test-access-token-4-renewed","expiry":1789003600,"token_type":"Bearer","plan":"pro"}`},
+		{"refresh_token", `{"provider":"nobody"}`, `"ok":false,"code":"NOT_FOUND","error":"no token is stored"`},
 		{"list_providers", `{}`, `"ok":true,"data":{"providers":["acme","other"]}`},
 		{"list_buckets", `{"provider":"acme"}`, `"ok":true,"data":{"buckets":["default","new","work"]}`},
 		{"list_buckets", `{"provider":"nobody"}`, `"ok":true,"data":{"buckets":[]}`},
@@ -208,6 +219,7 @@ func TestScope(t *testing.T) {
 			{"get_token", `{"provider":"other"}`},
 			{"get_token", `{"provider":"acme","bucket":"DEFAULT"}`},
 			{"get_bucket_stats", `{"provider":"other"}`},
+			{"get_bucket_stats", `{"provider":"other","detail":true}`},
 			{"save_token", `{"provider":"other","token":` + newToken + `}`},
 			{"remove_token", `{"provider":"acme","bucket":"work"}`},
 			{"refresh_token", `{"provider":"other"}`},
@@ -236,8 +248,8 @@ func TestScope(t *testing.T) {
 		// An edit applies to the connection that is open already.
 		p.scope.Store(&scope{ops: []string{"get_token", "cancel"}})
 		asked := p.vault.asked.Load()
-		for _, op := range []string{"list_providers", "list_api_keys"} {
-			if a := c.ask(op, `{}`); a.Code != "UNAUTHORIZED" {
+		for _, op := range []string{"list_providers", "list_api_keys", "refresh_token"} {
+			if a := c.ask(op, `{"provider":"acme"}`); a.Code != "UNAUTHORIZED" {
 				t.Errorf("%s: %+v, want UNAUTHORIZED", op, a)
 			}
 		}

@@ -113,23 +113,6 @@ func TestPartialFrame(t *testing.T) {
 	})
 }
 
-func TestOperationTime(t *testing.T) {
-	inBubble(t, func(_ *Config, p *proxy) { p.vault.cold, p.vault.gate = true, make(chan struct{}) }, func(t *testing.T, p *proxy) {
-		c := p.open(t, 1)
-		for _, tt := range []struct{ op, payload string }{
-			{"get_token", `{"provider":"acme"}`},
-			{"save_token", `{"provider":"acme","token":` + newToken + `}`},
-			{"remove_token", `{"provider":"acme"}`}, // the store did not fail: it is not known what became of it
-		} {
-			begun := time.Now()
-			a := c.ask(tt.op, tt.payload)
-			if d := time.Since(begun); d != operationTime || a.Code != "INTERNAL_ERROR" || a.Error != errSlow.Message {
-				t.Errorf("%s: %+v after %v, want %q after %v", tt.op, a, d, errSlow.Message, operationTime)
-			}
-		}
-	})
-}
-
 // A peer that does not read its answers is closed 10 to 11 s later, and meanwhile others are served at once.
 func TestPeerThatDoesNotRead(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, p *proxy) {
