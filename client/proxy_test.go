@@ -145,6 +145,16 @@ func vault(p *peer, r *wire.Request) {
 			return
 		}
 		p.reply(r.ID, token)
+	case wire.OpGetBucketStats:
+		if !found {
+			p.fail(r.ID, wire.CodeNotFound)
+			return
+		}
+		stats := wire.BucketStats{Bucket: r.Bucket}
+		if r.Detail && r.Bucket == "work" { // and for the other it is an older proxy
+			stats.Login = &wire.LoginStatus{State: "ok", Expiry: 1900000000, Store: "file"}
+		}
+		p.reply(r.ID, stats)
 	case wire.OpSaveToken:
 		p.reply(r.ID, wire.Empty{})
 	case wire.OpRemoveToken:

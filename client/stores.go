@@ -22,7 +22,13 @@ type Tokens interface {
 	Buckets(ctx context.Context, provider string) ([]string, error)
 	// BucketStats returns nil when there is no token. Nothing is counted: the numbers are 0.
 	BucketStats(ctx context.Context, provider, bucket string) (*wire.BucketStats, error)
-	// RefreshToken has the host renew the token, and returns the new one.
+	// RefreshToken has the provider renew the token, which has expired or was refused, and returns what is stored then.
+	// That may be the token of another renewal: callers at the same time share one, and one a moment ago is not repeated
+	// while its token is valid. A renewal that has begun goes on on the host when ctx ends.
+	//
+	// No stored token is wire.ErrNotFound. wire.ErrRateLimited says in RetryAfter when to ask again: the provider was
+	// asked less than 30 s ago, and the token has expired. An error for which [wire.Error.LoginNeeded] is true lasts
+	// until somebody has logged in on the host; others of [wire.ErrInternal] may pass.
 	RefreshToken(ctx context.Context, provider, bucket string) (*wire.Token, error)
 	// LockToken and UnlockToken guard a change that takes several calls.
 	LockToken(ctx context.Context, provider, bucket string) error
@@ -136,6 +142,17 @@ func (s *TokenStore) RefreshToken(ctx context.Context, provider, bucket string) 
 		return nil, err
 	}
 	return t, nil
+}
+
+// Status returns how the login stands and when it is renewed. It is nil when there is none, and when the proxy does not
+// know: the question is an extension of the protocol, which other proxies ignore.
+func (s *TokenStore) Status(ctx context.Context, provider, bucket string) (*wire.LoginStatus, error) {
+	var stats wire.BucketStats
+	err := s.c.ask(ctx, &wire.Request{Op: wire.OpGetBucketStats, Provider: provider, Bucket: bucket, Detail: true}, &stats)
+	if errors.Is(err, wire.ErrNotFound) {
+		return nil, nil
+	}
+	return stats.Login, err
 }
 
 // LockToken does nothing and succeeds: the host takes its own locks.

@@ -11,7 +11,7 @@ import (
 func TestTokenStore(t *testing.T) {
 	px := &proxy{answer: vault}
 	c := px.listen(t, Options{})
-	var s Tokens = c.Tokens()
+	s := c.Tokens()
 	ctx := t.Context()
 
 	for _, bucket := range []string{"", "default", "work"} {
@@ -59,6 +59,17 @@ func TestTokenStore(t *testing.T) {
 	}
 	if got, err := s.RefreshToken(ctx, "none", ""); got != nil || !errors.Is(err, wire.ErrNotFound) {
 		t.Errorf("RefreshToken of what is not there: %v, %v", got, err)
+	}
+	if got, err := s.Status(ctx, "p", "work"); err != nil || got == nil || *got != (wire.LoginStatus{State: "ok", Expiry: 1900000000, Store: "file"}) {
+		t.Errorf("Status: %+v, %v", got, err)
+	}
+	for _, provider := range []string{"p", "none"} {
+		if got, err := s.Status(ctx, provider, ""); got != nil || err != nil {
+			t.Errorf("Status of %s: %+v, %v", provider, got, err)
+		}
+	}
+	if got, err := s.Status(ctx, "no/name", ""); got != nil || !errors.Is(err, wire.ErrInvalidRequest) {
+		t.Errorf("Status with a bad name: %+v, %v", got, err)
 	}
 	before := px.requests.Load()
 	if err := errors.Join(s.LockToken(ctx, "p", ""), s.UnlockToken(ctx, "p", "")); err != nil || px.requests.Load() != before {
