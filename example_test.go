@@ -2,6 +2,7 @@ package credproxy_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/credproxy/credproxy"
+	"github.com/credproxy/credproxy/wire"
 )
 
 // An agent asks for a token when it needs one. The same code runs on the host and in a sandbox.
@@ -25,6 +27,29 @@ func ExampleTokens() {
 	}
 	if token == nil {
 		log.Fatal("nobody has logged in: run credproxy auth login acme on the host")
+	}
+	fmt.Println(token.TokenType, "token, valid until", time.Unix(token.Expiry, 0))
+}
+
+// A service refused a token that has not expired: the agent has it renewed, and asks the user only if that is useless.
+func ExampleTokens_refresh() {
+	ctx := context.Background()
+	tokens, err := credproxy.Tokens(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	token, err := tokens.RefreshToken(ctx, "acme", "default")
+	if e, ok := errors.AsType[*wire.Error](err); ok {
+		switch {
+		case e.LoginNeeded(), e.Code == wire.CodeNotFound:
+			log.Fatal("log in: run credproxy auth login acme on the host")
+		case e.Code == wire.CodeRateLimited:
+			time.Sleep(time.Duration(e.RetryAfter) * time.Second)
+			token, err = tokens.RefreshToken(ctx, "acme", "default")
+		}
+	}
+	if err != nil {
+		log.Fatal(err)
 	}
 	fmt.Println(token.TokenType, "token, valid until", time.Unix(token.Expiry, 0))
 }

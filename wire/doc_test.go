@@ -53,6 +53,15 @@ func TestProtocolPage(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s: %v", in, err)
 			}
+			if bytes.Contains(r.Data, []byte(`"login":`)) {
+				var stats BucketStats
+				if err := stats.UnmarshalJSON(r.Data); err != nil {
+					t.Errorf("%s: %v", in, err)
+				}
+				if out := string(AppendResponse(nil, version, r.ID, stats)); out != in || stats.Login == nil {
+					t.Errorf("page %s\ncode %s", in, out)
+				}
+			}
 			if !r.OK {
 				if out := string(AppendError(nil, version, r.ID, r.Err)); out != in {
 					t.Errorf("page %s\ncode %s", in, out)
@@ -78,6 +87,14 @@ func TestProtocolPage(t *testing.T) {
 		if !bytes.Contains(page, []byte("| `"+string(code)+"` |")) {
 			t.Errorf("no line for %s in the table of codes", code)
 		}
+	}
+	for _, name := range statusNames {
+		if !bytes.Contains(page, []byte("| `"+name+"` |")) {
+			t.Errorf("no line for %s in the table of a login's members", name)
+		}
+	}
+	if !bytes.Contains(page, []byte("begins with `"+LoginNeededPrefix+"`")) {
+		t.Errorf("the page does not say %q", LoginNeededPrefix)
 	}
 	if answers < len(shapes) {
 		t.Errorf("%d answers for %d operations", answers, len(shapes))
