@@ -273,7 +273,7 @@ func TestTokenEndpointFaults(t *testing.T) {
 		"over 1 MiB":            {oauthtest.Padded(2 << 20), provider.Malformed},
 		"no access token":       {oauthtest.Without("access_token"), provider.Malformed},
 		"connection lost":       {oauthtest.DroppedReply(), provider.Transient},
-		"secret in the error":   {oauthtest.ErrorAnswer(http.StatusBadRequest, "test-secret-Canary-77"), provider.Refused},
+		"secret in the error":   {oauthtest.ErrorAnswer(http.StatusBadRequest, "test-secret-Canary-77"), provider.Unclear},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, oauthtest.Options{})

@@ -1,18 +1,13 @@
 package provider
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
@@ -21,7 +16,7 @@ import (
 
 // Limits of one request to a provider.
 const (
-	requestTimeout = 15 * time.Second
+	requestTimeout = 15 * time.Second // all of it, the attempts at client authentication together
 	connectTimeout = 10 * time.Second
 	headerTimeout  = 15 * time.Second
 	maxBody        = 1 << 20 // bytes of an answer that are read
@@ -30,25 +25,25 @@ const (
 // Client sends requests to providers. One client serves all providers and is safe for concurrent use.
 type Client struct {
 	http *http.Client
+
+	mu     sync.Mutex      // guards inBody
+	inBody map[string]bool // by endpoint and client: where its secret was accepted last, in the body or else by HTTP Basic
 }
 
 // NewClient makes a client with TLS 1.2 or newer, the proxy of the environment (HTTPS_PROXY, NO_PROXY) and its own
 // time limits. It follows no redirects: a redirected token request would carry its credential to another place.
-func NewClient() *Client {
-	return &Client{http: &http.Client{
-		Timeout: requestTimeout,
-		Transport: &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            (&net.Dialer{Timeout: connectTimeout}).DialContext,
-			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
-			TLSHandshakeTimeout:    connectTimeout,
-			ResponseHeaderTimeout:  headerTimeout,
-			MaxResponseHeaderBytes: 64 << 10,
-			IdleConnTimeout:        30 * time.Second,
-			ForceAttemptHTTP2:      true,
+func NewClient() *Client { return NewClientWith(newTransport()) }
+
+// NewClientWith makes a client that reaches providers by rt, for tests over in-memory connections. TLS and the limits
+// of a connection are rt's; that of a whole request and the rule on redirects stay.
+func NewClientWith(rt http.RoundTripper) *Client {
+	return &Client{
+		http: &http.Client{
+			Transport:     rt,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+		inBody: map[string]bool{},
+	}
 }
 
 // Close drops idle connections.
@@ -57,111 +52,127 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // Exchange turns an authorization code into a grant (RFC 6749 section 4.1.3, RFC 7636 section 4.5). Errors are
 // *Error.
 func (c *Client) Exchange(ctx context.Context, p *Provider, code, redirect string, verifier, clientSecret secret.String) (*grant.Grant, error) {
-	return c.token(ctx, p, clientSecret, url.Values{
+	r, err := c.post(ctx, p, p.TokenURL, clientSecret, url.Values{
 		"grant_type":    {"authorization_code"},
 		"code":          {code},
 		"redirect_uri":  {redirect},
 		"code_verifier": {verifier.Reveal()},
-	})
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if r.status/100 != 2 {
+		return nil, p.refused(r, false)
+	}
+	return p.parse(Answer{r.body, r.sent}, nil, false)
+}
+
+// Refresh makes one refresh request (RFC 6749 section 6), without retries; only a refused client authentication, which
+// uses up no token, is tried in the other of its two places. received is called with every 2xx answer as soon as it was
+// read, before anything looks at it, on this goroutine. The grant is as [Provider.Parse] makes it; errors are *Error.
+//
+// An answer that was cut off after the tokens, or that is longer than 1 MiB, is lost; everything else that a provider
+// sends with a 2xx status reaches received.
+func (c *Client) Refresh(ctx context.Context, p *Provider, old *grant.Grant, clientSecret secret.String, received func(Answer)) (*grant.Grant, error) {
+	if old.RefreshToken.IsZero() {
+		return nil, &Error{Kind: Refused, Provider: p.Name, reason: "it issued no refresh token with this login"}
+	}
+	if p.ClientSecretKey != "" && clientSecret.IsZero() {
+		return nil, p.MissingSecret()
+	}
+	r, err := c.post(ctx, p, p.TokenURL, clientSecret, url.Values{
+		"grant_type":    {"refresh_token"},
+		"refresh_token": {old.RefreshToken.Reveal()},
+	}, received)
+	if err != nil {
+		return nil, err
+	}
+	if r.status/100 != 2 {
+		return nil, p.refused(r, true)
+	}
+	g, err := p.parse(Answer{r.body, r.sent}, old, true)
+	if e, ok := err.(*Error); ok {
+		e.RetryAfter = retryAfter(r.header)
+	}
+	return g, err
 }
 
 // Revoke asks the provider to revoke a token (RFC 7009). hint is "refresh_token" or "access_token". A provider that
-// does not know the token answers success, as the RFC wants.
+// does not know the token answers success, as the RFC wants. Errors are *Error.
 func (c *Client) Revoke(ctx context.Context, p *Provider, token secret.String, hint string, clientSecret secret.String) error {
 	if p.RevokeURL == "" {
 		return &Error{Kind: Refused, Provider: p.Name, reason: "it has no revocation endpoint (revoke_url)"}
 	}
-	_, status, err := c.post(ctx, p, p.RevokeURL, clientSecret, url.Values{"token": {token.Reveal()}, "token_type_hint": {hint}})
+	params := url.Values{"token": {token.Reveal()}, "token_type_hint": {hint}}
+	r, err := c.post(ctx, p, p.RevokeURL, clientSecret, params, nil)
 	if err != nil {
 		return err
 	}
-	if status != http.StatusOK && status != http.StatusNoContent {
-		return &Error{Kind: Refused, Provider: p.Name, Status: status, reason: "it did not revoke the token"}
+	if r.status/100 == 2 && r.code() == "" {
+		return nil
 	}
-	return nil
-}
-
-// token sends a token request and reads its answer.
-func (c *Client) token(ctx context.Context, p *Provider, clientSecret secret.String, params url.Values) (*grant.Grant, error) {
-	sent := time.Now() // the lifetime counts from before the answer was made, to be on the safe side
-	body, status, err := c.post(ctx, p, p.TokenURL, clientSecret, params)
-	if err != nil {
-		return nil, err
+	e := p.refused(r, false)
+	if e.Kind == Refused || e.Kind == Unclear {
+		e.reason = "it did not revoke the token"
 	}
-	if status/100 != 2 {
-		return nil, failure(p, status, body)
-	}
-	g, failed := p.parseAnswer(body, sent)
-	if failed != nil {
-		failed.Provider = p.Name
-		return nil, failed
-	}
-	return g, nil
-}
-
-// failure classifies an answer that is no success.
-func failure(p *Provider, status int, body []byte) *Error {
-	var members map[string]json.RawMessage
-	_ = json.Unmarshal(body, &members)
-	code := oauthCode(members)
-	var e *Error
-	switch {
-	case status == http.StatusTooManyRequests || status >= 500:
-		e = &Error{Kind: Transient, Code: code, Status: status, reason: "it cannot answer now"}
-	case status/100 == 3:
-		e = &Error{Kind: Malformed, Status: status, reason: "it answered with a redirect, which is not followed"}
-	case code != "":
-		e = refusal(code, status)
-	default:
-		e = &Error{Kind: Refused, Status: status, reason: "it refused the request"}
-	}
-	e.Provider = p.Name
 	return e
 }
 
-// post sends params as a form or as a JSON object and returns at most maxBody bytes of the answer. A confidential
-// client authenticates with HTTP Basic, which every server must support, and in the body if that is not accepted
-// (RFC 6749 section 2.3.1); a refused client does not use up a code.
-func (c *Client) post(ctx context.Context, p *Provider, endpoint string, clientSecret secret.String, params url.Values) ([]byte, int, error) {
-	params.Set("client_id", p.ClientID)
-	if clientSecret.IsZero() {
-		return c.send(ctx, p, endpoint, params, nil)
-	}
-	basic := func(r *http.Request) {
-		r.SetBasicAuth(url.QueryEscape(p.ClientID), url.QueryEscape(clientSecret.Reveal()))
-	}
-	body, status, err := c.send(ctx, p, endpoint, params, basic)
-	if err != nil || (status != http.StatusUnauthorized && !bytes.Contains(body, []byte("invalid_client"))) || status/100 == 2 {
-		return body, status, err
-	}
-	params.Set("client_secret", clientSecret.Reveal())
-	return c.send(ctx, p, endpoint, params, nil)
+// reply is an answer to one request, with a body of at most maxBody bytes.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+	sent   time.Time // when the request was
 }
 
-func (c *Client) send(ctx context.Context, p *Provider, endpoint string, params url.Values, authenticate func(*http.Request)) ([]byte, int, error) {
+// code is the answer's error code, "" when it has none.
+func (r *reply) code() string {
+	var members map[string]json.RawMessage
+	_ = json.Unmarshal(r.body, &members)
+	return errorCode(members)
+}
+
+func (p *Provider) refused(r *reply, refreshing bool) *Error {
+	e := p.failure(r.status, r.body, refreshing)
+	e.RetryAfter = retryAfter(r.header)
+	return e
+}
+
+// send makes one request and reads its answer. The error is an *Error.
+func (c *Client) send(ctx context.Context, p *Provider, endpoint string, params url.Values, basic secret.String, received func(Answer)) (*reply, error) {
 	payload, contentType := encode(p, params)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(payload))
 	if err != nil {
-		return nil, 0, &Error{Kind: Malformed, Provider: p.Name, reason: "its endpoint is not a URL"}
+		return nil, &Error{Kind: Malformed, Provider: p.Name, reason: "its endpoint is not a URL"}
 	}
 	req.Header.Set("Content-Type", contentType)
 	req.Header.Set("Accept", "application/json")
-	if authenticate != nil {
-		authenticate(req)
+	req.Header.Set("User-Agent", "credproxy")
+	if !basic.IsZero() {
+		// "encoded using the application/x-www-form-urlencoded encoding algorithm" (RFC 6749 section 2.3.1).
+		req.SetBasicAuth(url.QueryEscape(p.ClientID), url.QueryEscape(basic.Reveal()))
 	}
+	sent := time.Now()
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, 0, &Error{Kind: Transient, Provider: p.Name, reason: "it cannot be reached", err: networkError(err)}
+		return nil, &Error{Kind: Transient, Provider: p.Name, reason: "it cannot be reached", err: networkError(err)}
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
-	if err != nil {
-		return nil, 0, &Error{Kind: Transient, Provider: p.Name, reason: "its answer broke off", err: networkError(err)}
+	success := resp.StatusCode/100 == 2
+	switch {
+	case len(body) > maxBody && success:
+		return nil, &Error{Kind: Malformed, Provider: p.Name, reason: "its answer is longer than 1 MiB"}
+	case err != nil && success && json.Valid(body):
+		// Only the end of the connection is missing: a rotated token may be in there.
+	case err != nil && success:
+		return nil, &Error{Kind: Transient, Provider: p.Name, reason: "its answer broke off", err: networkError(err)}
 	}
-	if len(body) > maxBody {
-		return nil, 0, &Error{Kind: Malformed, Provider: p.Name, Status: resp.StatusCode, reason: "its answer is longer than 1 MiB"}
+	if success && received != nil {
+		received(Answer{body, sent})
 	}
-	return body, resp.StatusCode, nil
+	return &reply{resp.StatusCode, resp.Header, body, sent}, nil
 }
 
 func encode(p *Provider, params url.Values) (payload, contentType string) {
@@ -175,35 +186,3 @@ func encode(p *Provider, params url.Values) (payload, contentType string) {
 	b, _ := json.Marshal(object) // a map of strings always marshals
 	return string(b), "application/json"
 }
-
-// networkError says in words that are not the peer's why a request failed. The text of a *url.Error has the whole URL in
-// it, and net/http quotes an answer that it cannot read: when that is not HTTP, what it quotes may be the tokens.
-func networkError(err error) error {
-	if op, ok := errors.AsType[*net.OpError](err); ok && !op.Timeout() {
-		return op // the system's words, or TLS's for an alert
-	}
-	timed, isNet := errors.AsType[net.Error](err)
-	_, otherName := errors.AsType[x509.HostnameError](err)
-	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
-	_, invalid := errors.AsType[x509.CertificateInvalidError](err)
-	_, certificate := errors.AsType[*tls.CertificateVerificationError](err)
-	switch {
-	case errors.Is(err, context.Canceled):
-		return context.Canceled
-	case isNet && timed.Timeout():
-		return errTimeout
-	case otherName:
-		return errors.New("its certificate is for another name")
-	case unknown:
-		return errors.New("its certificate is signed by an authority that this machine does not know")
-	case invalid:
-		return errors.New("its certificate is not valid, or not at the time that this machine's clock shows")
-	case certificate:
-		return errors.New("its certificate cannot be verified")
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("the connection was closed too early")
-	}
-	return errors.New("what came back is not HTTP as it should be")
-}
-
-var errTimeout = fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)

@@ -1,9 +1,15 @@
 // Package provider knows how one OAuth 2.0 provider is spoken to: where its endpoints are, what an authorization
-// request looks like, and how a token request and its answer are encoded. [FromConfig] makes a [Provider] of a
-// described one; [Provider.AuthorizationURL], [Client.Exchange] and [Client.Revoke] are the requests.
+// request looks like, how a token request and its answer are encoded, and what its errors mean for a login.
+// [FromConfig] makes a [Provider] of a described one and [Builtin] knows those that need no description;
+// [Provider.AuthorizationURL], [Client.Exchange], [Client.Refresh] and [Client.Revoke] are the requests, and
+// [Provider.Parse] reads an answer that was kept from an earlier refresh.
 //
 // An answer's body never becomes part of an error: errors are made of this package's own words, the status code and the
-// registered OAuth error code (RFC 6749 section 5.2).
+// OAuth error code (RFC 6749 section 5.2) if it can be nothing but a code.
+//
+// golang.org/x/oauth2 makes the PKCE challenge. Its token requests are not used: its errors quote the answer's body, it
+// hands out a token before the answer could be written ahead, knows neither JSON requests nor the dialects' errors, and
+// its memory of client authentication is hidden in a Config that lives as long as one login.
 package provider
 
 import (
@@ -22,7 +28,7 @@ import (
 // Provider is one provider's endpoints and quirks.
 type Provider struct {
 	Name            string
-	Dialect         string
+	Dialect         string   // of the table in dialect.go; one that is not there is plain OAuth 2.0
 	Issuer          string   // RFC 9207; "" is not checked
 	Flows           []string // in the order of preference
 	ClientID        string
@@ -35,13 +41,18 @@ type Provider struct {
 	Fields          []string // members of an answer that are kept and may go inside
 	JSONBody        bool     // token requests are JSON objects instead of forms
 	AuthorizeParams map[string]string
+
+	secretSource string // where a person finds the client secret; "" when only they know
 }
 
 // defaultRedirect is used for providers that accept any loopback port and any path.
 const defaultRedirect = "http://127.0.0.1/callback"
 
-// FromConfig makes the provider that the configuration describes.
+// FromConfig makes the provider that the configuration describes. A dialect brings its quirks and, where the
+// description has none, its client id and its encoding; endpoints and client secret are the description's alone, so
+// that nothing which belongs to the built-in provider is sent to another place.
 func FromConfig(c *config.Provider) *Provider {
+	d := dialects[c.Dialect]
 	p := &Provider{
 		Name:            c.Name,
 		Dialect:         c.Dialect,
@@ -55,8 +66,11 @@ func FromConfig(c *config.Provider) *Provider {
 		RedirectURL:     c.RedirectURL,
 		Scopes:          c.Scopes,
 		Fields:          c.TokenFields,
-		JSONBody:        c.TokenEncoding == "json",
+		JSONBody:        c.TokenEncoding == "json" || c.TokenEncoding == "" && d.json,
 		AuthorizeParams: c.AuthorizeParams,
+	}
+	if p.ClientID == "" {
+		p.ClientID = d.clientID
 	}
 	if p.RedirectURL == "" {
 		p.RedirectURL = defaultRedirect
@@ -89,6 +103,28 @@ func (p *Provider) AuthorizationURL(redirect, state string, verifier secret.Stri
 	}
 	u.RawQuery = q.Encode()
 	return u.String(), nil
+}
+
+// RequestFingerprint tells whether a refresh would be the same request as an earlier one: it changes with the refresh
+// token, the client's id and secret, the endpoint, the dialect and the encoding, which together decide the answer.
+func (p *Provider) RequestFingerprint(old *grant.Grant, clientSecret secret.String) string {
+	var b strings.Builder
+	for _, part := range []string{
+		p.TokenURL, p.Dialect, fmt.Sprint(p.JSONBody), p.ClientID, clientSecret.Reveal(), old.RefreshToken.Reveal(),
+	} {
+		fmt.Fprintf(&b, "%d:%s", len(part), part) // with its length, no part can continue another
+	}
+	return secret.New(b.String()).Fingerprint()
+}
+
+// MissingSecret is the *Error for a provider whose client secret is not stored under ClientSecretKey. It says where the
+// secret is to be had and how to store it.
+func (p *Provider) MissingSecret() error {
+	reason := "its client secret is not stored"
+	if p.secretSource != "" {
+		reason += "; " + p.secretSource
+	}
+	return &Error{Kind: Refused, Provider: p.Name, reason: reason + `; store it with "credproxy key set ` + p.ClientSecretKey + `"`}
 }
 
 // keeps reports whether a member of an answer is kept in the grant.

@@ -1,0 +1,63 @@
+package provider
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+
+	"github.com/credproxy/credproxy/internal/vault/internal/secret"
+)
+
+// post sends params with the client's id. A confidential client shows its secret by HTTP Basic, which every server must
+// support, or in the body (RFC 6749 section 2.3.1): first where it was accepted last, then, if the client is refused, in
+// the other place. A server authenticates the client before it looks at a code or a token, so the refused request used
+// up neither.
+func (c *Client) post(ctx context.Context, p *Provider, endpoint string, clientSecret secret.String, params url.Values, received func(Answer)) (*reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	params.Set("client_id", p.ClientID)
+	if clientSecret.IsZero() {
+		return c.send(ctx, p, endpoint, params, secret.String{}, received)
+	}
+	authenticated := func(inBody bool) (*reply, error) {
+		if !inBody {
+			params.Del("client_secret")
+			return c.send(ctx, p, endpoint, params, clientSecret, received)
+		}
+		params.Set("client_secret", clientSecret.Reveal())
+		return c.send(ctx, p, endpoint, params, secret.String{}, received)
+	}
+	who := endpoint + " " + p.ClientID
+	c.mu.Lock()
+	inBody, known := c.inBody[who]
+	c.mu.Unlock()
+	if !known {
+		inBody = dialects[p.Dialect].secretInBody
+	}
+	r, err := authenticated(inBody)
+	if err == nil && clientRefused(r, known) {
+		inBody = !inBody
+		r, err = authenticated(inBody)
+	}
+	if err == nil && r.status/100 == 2 && r.code() == "" {
+		c.mu.Lock()
+		c.inBody[who] = inBody
+		c.mu.Unlock()
+	}
+	return r, err
+}
+
+// clientRefused reports whether an answer says that the client did not authenticate. A server that overlooked the
+// secret takes a confidential client for a public one and complains about that; once a place is known to work, such a
+// complaint is about something else.
+func clientRefused(r *reply, known bool) bool {
+	switch r.code() {
+	case "invalid_client", "incorrect_client_credentials":
+		return true
+	case "unauthorized_client", "invalid_request":
+		return !known && r.status/100 != 5
+	case "":
+		return r.status == http.StatusUnauthorized
+	}
+	return false
+}
