@@ -30,12 +30,18 @@ var arrows = map[string][]string{
 		"wire", "internal/config",
 		"internal/vault/internal/secret", "internal/vault/internal/grant", "internal/vault/internal/store",
 		"internal/vault/internal/provider", "internal/vault/internal/login",
+		"internal/vault/internal/journal", "internal/vault/internal/refresh", "internal/vault/internal/renew",
 		"internal/vault/internal/store/backend",
+	},
+	"internal/vault/internal/refresh": {
+		"internal/vault/internal/secret", "internal/vault/internal/grant", "internal/vault/internal/store",
+		"internal/vault/internal/provider", "internal/vault/internal/journal",
 	},
 	"internal/vault/internal/secret":   {},
 	"internal/vault/internal/grant":    {"wire", "internal/vault/internal/secret"},
 	"internal/vault/internal/provider": {"wire", "internal/config", "internal/vault/internal/secret", "internal/vault/internal/grant"},
 	"internal/vault/internal/login":    {"internal/vault/internal/secret", "internal/vault/internal/grant", "internal/vault/internal/provider"},
+	"internal/vault/internal/renew":    {"internal/vault/internal/store"}, // for store.Item
 	"internal/vault/internal/store":    {"internal/atomicfile", "internal/privatedir", "internal/vault/internal/secret", "internal/vault/internal/store/…"},
 
 	"internal/daemon": {"internal/audit", "internal/config", "internal/privatedir", "internal/server", "internal/socket", "internal/vault"},
