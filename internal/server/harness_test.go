@@ -81,7 +81,7 @@ func (v *memVault) work(ctx context.Context) error {
 		select {
 		case <-gate:
 		case <-done:
-			return fmt.Errorf("waiting for the store: %w", ctx.Err())
+			return fmt.Errorf("waiting: %w (%w)", ctx.Err(), wire.E(wire.CodeInternal, "the store is slow"))
 		}
 	}
 	if err := ctx.Err(); err != nil {

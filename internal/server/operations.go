@@ -199,17 +199,18 @@ func (s *Server) removeToken(ctx context.Context, req *wire.Request) error {
 }
 
 // failure returns what the peer is told about err: the *wire.Error in it, or a fixed text by its kind. What more there
-// is to know of a failure on the host is logged here.
-func (s *Server) failure(req *wire.Request, err error) *wire.Error {
+// is to know of a failure on the host is logged here. ctx is what the vault was called with: when it was that which ended,
+// and not a time limit of the vault's own, the server knows better than the vault what is to be said.
+func (s *Server) failure(ctx context.Context, req *wire.Request, err error) *wire.Error {
 	e, level := errNoStore, slog.LevelWarn
 	coded, ok := errors.AsType[*wire.Error](err)
 	switch {
 	case ok && (error(coded) == err || coded.Code != wire.CodeInternal):
 		return coded
+	case errors.Is(err, context.DeadlineExceeded) && (!ok || ctx.Err() != nil):
+		_, e = patience(req.Op)
 	case ok:
 		e = coded
-	case errors.Is(err, context.DeadlineExceeded):
-		_, e = patience(req.Op)
 	case errors.Is(err, context.Canceled): // by the peer, who does not wait for this answer, or by Shutdown
 		e, level = errShutdown, slog.LevelDebug
 	}

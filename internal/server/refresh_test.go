@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -28,6 +29,8 @@ func TestRefreshErrors(t *testing.T) {
 			`"code":"INTERNAL_ERROR","error":"login needed: the provider has revoked the login"`},
 		{fmt.Errorf("test-detail-1: %w", wire.E(wire.CodeInternal, wire.LoginNeededPrefix+"there is no refresh token")),
 			`"code":"INTERNAL_ERROR","error":"login needed: there is no refresh token"`},
+		{fmt.Errorf("host: %w (%w)", context.DeadlineExceeded, wire.E(wire.CodeInternal, "the provider did not answer")),
+			`"code":"INTERNAL_ERROR","error":"the provider did not answer"`},
 		{wire.E(wire.CodeProviderNotFound, "no such provider"), `"code":"PROVIDER_NOT_FOUND","error":"no such provider"`},
 		{errors.New("test-detail-1"), `"code":"INTERNAL_ERROR","error":"` + errNoStore.Message + `"`},
 	} {
@@ -39,7 +42,7 @@ func TestRefreshErrors(t *testing.T) {
 	}
 	p.close(t)
 	got := p.audit.all()
-	for i, want := range []audit.Outcome{audit.Denied, audit.Denied, audit.Error, audit.Error, audit.Error, audit.Error} {
+	for i, want := range []audit.Outcome{audit.Denied, audit.Denied, audit.Error, audit.Error, audit.Error, audit.Error, audit.Error} {
 		if e := got[i]; e.Op != "refresh_token" || e.Provider != "acme" || e.Bucket != "default" || e.Outcome != want {
 			t.Errorf("audit event %+v, want %v", e, want)
 		}

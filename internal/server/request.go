@@ -66,7 +66,7 @@ func (c *conn) handle(payload []byte) bool {
 		}
 		var e *wire.Error
 		if err != nil {
-			e = c.srv.failure(&req, err)
+			e = c.srv.failure(context.Background(), &req, err)
 		}
 		c.done(&req, c.answer(req.ID, data, e), begun)
 	}
@@ -188,7 +188,7 @@ func (c *conn) perform(ctx context.Context, cancel context.CancelFunc, k *call, 
 	data, err := c.srv.ask(ctx, k.req)
 	var e *wire.Error
 	if err != nil {
-		e = c.srv.failure(k.req, err)
+		e = c.srv.failure(ctx, k.req, err)
 	}
 	c.reply(k, data, e)
 }
