@@ -42,6 +42,7 @@ var arrows = map[string][]string{
 	"internal/vault/internal/provider": {"wire", "internal/config", "internal/vault/internal/secret", "internal/vault/internal/grant"},
 	"internal/vault/internal/login":    {"internal/vault/internal/secret", "internal/vault/internal/grant", "internal/vault/internal/provider"},
 	"internal/vault/internal/renew":    {"internal/vault/internal/store"}, // for store.Item
+	"internal/vault/internal/journal":  {"internal/atomicfile", "internal/privatedir", "internal/vault/internal/secret", "internal/vault/internal/store", "internal/vault/internal/store/…"},
 	"internal/vault/internal/store":    {"internal/atomicfile", "internal/privatedir", "internal/vault/internal/secret", "internal/vault/internal/store/…"},
 
 	"internal/daemon": {"internal/audit", "internal/config", "internal/privatedir", "internal/server", "internal/socket", "internal/vault"},

@@ -94,13 +94,17 @@ func unseal(identity age.Identity, it store.Item, sealed []byte) (secret.String,
 }
 
 func decrypt(identity age.Identity, sealed []byte) ([]byte, error) {
+	return decryptAll(identity, sealed, maxFile)
+}
+
+func decryptAll(identity age.Identity, sealed []byte, limit int64) ([]byte, error) {
 	r, err := age.Decrypt(bytes.NewReader(sealed), identity)
 	if _, ok := errors.AsType[*age.NoIdentityMatchError](err); ok {
 		return nil, fmt.Errorf("it was not encrypted for the key of this store: %w", age.ErrIncorrectIdentity)
 	}
 	var plain []byte
 	if err == nil {
-		plain, err = io.ReadAll(io.LimitReader(r, maxFile))
+		plain, err = io.ReadAll(io.LimitReader(r, limit))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("it cannot be decrypted: %w", err)

@@ -1,0 +1,295 @@
+package journal
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/credproxy/credproxy/internal/atomicfile"
+	"github.com/credproxy/credproxy/internal/privatedir"
+)
+
+// found is a login's file in one directory.
+type found struct {
+	content
+	info fs.FileInfo // nil: there is none
+}
+
+// readIn reads the login's file in dir. If there is none, found is empty and there is no error. With errDamaged and errNewer
+// found.info is valid.
+func readIn(dir, account string) (found, error) {
+	root, err := privatedir.Open(dir, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return found{}, nil
+	} else if err != nil {
+		return found{}, cause(err)
+	}
+	defer func() { _ = root.Close() }()
+	return readFile(root, fileName(account), account)
+}
+
+// readFile is readIn in a directory that is open.
+func readFile(root *os.Root, name, account string) (found, error) {
+	f, info, err := open(root, name, os.O_RDONLY)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return found{}, nil
+	case err != nil:
+		return found{info: info}, cause(err)
+	}
+	defer func() { _ = f.Close() }()
+	c, err := readStable(f)
+	switch {
+	case err != nil:
+		return found{info: info}, cause(err)
+	case c.newer:
+		return found{content: content{seq: c.seq, sum: c.sum}, info: info}, errNewer
+	case c.seq == 0:
+		return found{info: info}, errDamaged
+	case c.entry.Account != account:
+		return found{info: info}, fmt.Errorf("%w: it is the journal of another login", errDamaged)
+	}
+	return found{c, info}, nil
+}
+
+// open opens a regular file that name itself is, not what it links to. Anything else is errDamaged, with its info.
+func open(root *os.Root, name string, flag int) (*os.File, fs.FileInfo, error) {
+	info, err := root.Lstat(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, info, fmt.Errorf("%w: it is not a regular file", errDamaged)
+	}
+	f, err := root.OpenFile(name, flag|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, info, err
+	}
+	opened, err := f.Stat()
+	if err == nil && !opened.Mode().IsRegular() {
+		err = fmt.Errorf("%w: it is not a regular file", errDamaged)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, info, err
+	}
+	return f, opened, nil
+}
+
+// readStable reads until both halves are whole or nothing changes any more: with one half whole, the other may have been the
+// newest when we began, and be in the middle of its next writing now.
+func readStable(f *os.File) (content, error) {
+	var last []byte
+	for range 10_000 {
+		data, err := io.ReadAll(io.NewSectionReader(f, 0, 2*maxHalf+1))
+		if err != nil {
+			return content{}, err
+		}
+		c := decode(data)
+		if c.intact || last != nil && bytes.Equal(last, data) {
+			return c, nil
+		}
+		last = data
+	}
+	return content{}, errors.New("it changes all the time")
+}
+
+// writeIn writes the entry to its login's file in the directory number i.
+func (j *Journal) writeIn(i int, seq uint64, e entry, room int) error {
+	payload, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	need := halfFor(len(payload))
+	if need == 0 {
+		return errTooLarge
+	}
+	want := max(need, halfFor(len(payload)+roomFor(max(0, room-len(e.Sealed))))) // a room that nothing has is no room
+	root, err := privatedir.Open(j.dirs[i], true)
+	if err != nil {
+		return cause(err)
+	}
+	defer func() { _ = root.Close() }()
+	j.sweeps[i].Do(func() { _, _ = atomicfile.RemoveTemps(root, time.Hour) }) // an hour is longer than any write takes
+	name := fileName(e.Account)
+	f, err := readFile(root, name, e.Account)
+	broken := errors.Is(err, errDamaged)
+	switch {
+	case errors.Is(err, errNewer):
+		return err
+	case err == nil && f.sized && f.half >= want:
+		if writeInPlace(root, name, f, seq, payload) == nil {
+			return nil
+		}
+		want = f.half
+	}
+	aside := ""
+	if broken {
+		aside = name + damaged + time.Now().UTC().Format("20060102T150405.000000000Z")
+	}
+	err = j.rebuild(root, name, aside, encode(want, seq, payload))
+	if err == nil {
+		return nil
+	}
+	// Without the room that was wished for is better than not at all, and a damaged file's blocks are better used than kept.
+	switch {
+	case f.sized && f.half >= need && writeInPlace(root, name, f, seq, payload) == nil:
+		return nil
+	case broken && f.info != nil && f.info.Mode().IsRegular() && overwrite(root, name, f.info, encode(need, seq, payload)) == nil:
+		return nil
+	}
+	return err
+}
+
+// writeInPlace writes the half that is not the newest.
+func writeInPlace(root *os.Root, name string, old found, seq uint64, payload []byte) error {
+	f, _, err := open(root, name, os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := f.WriteAt(encode(old.half, seq, payload), int64((1-old.newest)*old.half)); err != nil {
+		return err
+	}
+	return settle(root, name, f)
+}
+
+// settle syncs f and looks whether it is still what others find under its name.
+func settle(root *os.Root, name string, f *os.File) error {
+	if err := syncData(f); err != nil {
+		return err
+	}
+	written, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	named, err := root.Lstat(name)
+	if err == nil && !os.SameFile(written, named) {
+		err = errors.New("it was replaced")
+	}
+	return err
+}
+
+// rebuild makes the file anew. What was damaged is renamed to aside, and has its name back if that fails.
+func (j *Journal) rebuild(root *os.Root, name, aside string, first []byte) error {
+	if aside != "" {
+		if err := root.Rename(name, aside); err != nil {
+			return cause(err)
+		}
+	}
+	err := atomicfile.WriteFile(root, name, append(first, bytes.Repeat([]byte{' '}, len(first))...))
+	switch {
+	case aside == "":
+	case err != nil:
+		_ = root.Rename(aside, name)
+	default:
+		j.log.Error("a damaged journal file was set aside", "file", filepath.Join(root.Name(), aside))
+	}
+	return err
+}
+
+// overwrite makes a damaged file whole where it is.
+func overwrite(root *os.Root, name string, was fs.FileInfo, first []byte) error {
+	f, info, err := open(root, name, os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if !os.SameFile(was, info) {
+		return errors.New("it was replaced")
+	}
+	if _, err := f.WriteAt(append(first, bytes.Repeat([]byte{' '}, len(first))...), 0); err != nil {
+		return err
+	}
+	if err := f.Truncate(int64(2 * len(first))); err != nil {
+		return err
+	}
+	return settle(root, name, f)
+}
+
+// removeIn removes the login's file in dir, whatever it is.
+func removeIn(dir, account string) error {
+	root, err := privatedir.Open(dir, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return cause(err)
+	}
+	defer func() { _ = root.Close() }()
+	if err := root.Remove(fileName(account)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return cause(err)
+	}
+	return cause(privatedir.Sync(root))
+}
+
+// accountsIn returns the accounts of the files in dir.
+func accountsIn(dir string) (accounts []string, err error) {
+	root, err := privatedir.Open(dir, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, cause(err)
+	}
+	defer func() { _ = root.Close() }()
+	d, err := root.Open(".")
+	if err != nil {
+		return nil, cause(err)
+	}
+	names, err := d.Readdirnames(-1)
+	_ = d.Close()
+	if err != nil {
+		return nil, cause(err)
+	}
+	var failed []error
+	for _, name := range names {
+		if !strings.HasSuffix(name, suffix) {
+			continue
+		}
+		account, err := accountOf(root, name)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", name, err))
+		} else if account != "" && fileName(account) == name {
+			accounts = append(accounts, account)
+		}
+	}
+	return accounts, join("read", failed)
+}
+
+// accountOf is whose file it is, "" if it does not say.
+func accountOf(root *os.Root, name string) (string, error) {
+	f, _, err := open(root, name, os.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDamaged) {
+		return "", nil
+	} else if err != nil {
+		return "", cause(err)
+	}
+	defer func() { _ = f.Close() }()
+	c, err := readStable(f)
+	if err == nil && c.newer {
+		err = errNewer
+	}
+	return c.entry.Account, cause(err)
+}
+
+// cause drops the operation and the path relative to some directory that os puts around an error.
+func cause(err error) error {
+	switch e := err.(type) {
+	case *fs.PathError:
+		return e.Err
+	case *os.LinkError:
+		return e.Err
+	case *os.SyscallError:
+		return e.Err
+	}
+	return err
+}
