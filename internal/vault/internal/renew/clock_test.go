@@ -25,7 +25,7 @@ func TestSuspend(t *testing.T) {
 				for n := range overdue {
 					b.Watch(item(n), b.in(time.Hour))
 				}
-				b.Watch(item(overdue), b.in(asleep+day))
+				b.Watch(item(overdue), b.in(2*asleep+day))
 				time.Sleep(7 * time.Second) // not at a look
 				b.setClock(asleep)
 				woke := time.Now()

@@ -330,6 +330,7 @@ func TestEnd(t *testing.T) {
 		b.Watch(item(0), b.in(time.Hour))
 		b.Watch(item(1), b.in(2*time.Hour))
 		time.Sleep(54 * time.Minute)
+		synctest.Wait() // item 0 is being renewed
 		b.cancel()
 		synctest.Wait()
 		select {

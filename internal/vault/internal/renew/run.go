@@ -163,8 +163,8 @@ func (s *Scheduler) scheduleLocked(e *entry, now, due time.Time) {
 		s.looked = now
 	}
 	s.queue.put(e)
-	if s.queue[0] == e {
-		s.wakeRun()
+	if passed := now.Sub(s.looked); s.queue[0] == e || passed < 0 || passed > jump {
+		s.wakeRun() // e is next, or the clock has leapt, which must be noticed before it leaps back
 	}
 }
 
