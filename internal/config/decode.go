@@ -61,7 +61,7 @@ func (d *decoder) config(root *node) *Config {
 			c.Providers[name] = d.provider(n, name)
 		}
 	}
-	secrets := map[string]string{} // the name of a client secret's key: its provider
+	secrets := maps.Clone(BuiltinSecretKeys)
 	for _, name := range slices.Sorted(maps.Keys(c.Providers)) {
 		if key := c.Providers[name].ClientSecretKey; key != "" {
 			secrets[key] = name

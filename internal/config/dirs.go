@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,15 @@ type Dirs struct {
 	Config string // config.toml
 	State  string // audit log, recovery files
 	Data   string // the file store
+}
+
+// Recovery returns the directories for what a provider has answered until the store has it, in the order in which they
+// are tried: one below the state, and for when that cannot be written, one in the temporary directory that belongs to
+// this user and this state.
+func (d Dirs) Recovery() []string {
+	sum := sha256.Sum256([]byte(d.State))
+	aside := fmt.Sprintf("credproxy-recovery-%d-%x", os.Geteuid(), sum[:4])
+	return []string{filepath.Join(d.State, "recovery"), filepath.Join(os.TempDir(), aside)}
 }
 
 // Directories says where the files are: all under $CREDPROXY_HOME if that is set; else where the XDG Base Directory

@@ -32,7 +32,7 @@ type Profile struct {
 }
 
 func builtinProfile() *Profile {
-	return &Profile{Name: DefaultProfile, Keys: []string{"*"}, Providers: map[string][]string{"*": {"*"}}, Login: LoginAllow}
+	return &Profile{Name: DefaultProfile, Keys: []string{"*"}, Providers: map[string][]string{"*": {"*"}}, Login: LoginAllow, secretKeys: BuiltinSecretKeys}
 }
 
 // Nothing is a profile that names nothing: lists are empty, and all else is refused, logins that are under way too.

@@ -97,11 +97,19 @@ func TestAllowsKey(t *testing.T) {
 		{secret, "p", "acme-secret", false},
 		{secret, "default", "openai", true},
 		{secret, "default", "acme-secret", false},
+		{"[profiles.p]\nkeys = [\"*\"]", "p", "gemini-client-secret", false},
+		{"", "default", "gemini-client-secret", false},
 	}
 	for _, tt := range tests {
 		if got := load(t, tt.text).Profiles[tt.profile].AllowsKey(tt.key); got != tt.want {
 			t.Errorf("%q: AllowsKey(%q) of %s = %v", tt.text, tt.key, tt.profile, got)
 		}
+	}
+}
+
+func TestDefaultProfileDoesNotAllowClientSecrets(t *testing.T) {
+	if Default().Profiles[DefaultProfile].AllowsKey("gemini-client-secret") {
+		t.Error("without a file, a client secret is allowed")
 	}
 }
 

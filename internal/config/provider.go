@@ -12,6 +12,10 @@ import (
 // one of these names would redirect a login that people trust.
 var BuiltinProviders = []string{"anthropic", "codex", "chatgpt", "gemini", "qwen", "github", "xai", "kimi", "openrouter"}
 
+// BuiltinSecretKeys are the stored keys that hold client secrets of built-in providers, each with its provider. As those that the
+// file names, they never go inside.
+var BuiltinSecretKeys = map[string]string{"gemini-client-secret": "gemini"}
+
 // Dialects are the ways to talk to a token endpoint: RFC 6749, or one built-in provider's deviations from it.
 var Dialects = []string{"oauth2", "anthropic", "codex", "gemini", "qwen", "github"}
 

@@ -45,8 +45,8 @@ type Proxy struct {
 	profile string
 	scope   atomic.Pointer[config.Profile]
 
-	stop    context.CancelFunc // ends the watcher
-	workers sync.WaitGroup     // the watcher and the server
+	stop    context.CancelFunc // ends the watcher and the renewals
+	workers sync.WaitGroup     // the watcher, the renewals and the server
 	failed  chan error         // capacity 1: why the server ended by itself
 }
 
@@ -114,6 +114,7 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 	watching, stop := context.WithCancel(context.Background())
 	p.stop = stop
 	p.workers.Go(func() { config.Watch(watching, o.Config.Path, o.Config, p.edited, p.broken) })
+	p.workers.Go(func() { p.vault.Renew(watching) })
 	p.workers.Go(func() {
 		if err := p.server.Serve(p.socket); !errors.Is(err, server.ErrClosed) {
 			p.failed <- err

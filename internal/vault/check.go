@@ -1,7 +1,24 @@
 package vault
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // Check reports whether the store can be used now: the keyring answers and is not locked, the files are ours and their
 // key can be had. It may ask for the passphrase.
 func (v *Vault) Check(ctx context.Context) error { return hostError(v.store.Check(ctx)) }
+
+// ErrNoRecovery means that nothing can be written in any of the directories for recovery files: a token that is refreshed
+// now and that the store refuses as well would be in memory only.
+var ErrNoRecovery = errors.New("no directory for recovery files can be written")
+
+// CheckRecovery reports whether an answer of a provider would be safe before the store has it. degraded says why the
+// preferred place cannot be used though another can; err wraps ErrNoRecovery and the reasons.
+func (v *Vault) CheckRecovery(ctx context.Context) (degraded, err error) {
+	safe, reasons := v.refresh.Safe(ctx)
+	if safe {
+		return reasons, nil
+	}
+	return nil, errors.Join(ErrNoRecovery, reasons)
+}

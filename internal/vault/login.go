@@ -11,6 +11,7 @@ import (
 	flows "github.com/credproxy/credproxy/internal/vault/internal/login"
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
+	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -61,7 +62,7 @@ func (v *Vault) Login(ctx context.Context, providerName, bucket string, o LoginO
 
 // loginProvider returns the provider if it can be logged in to by the wanted flow.
 func (v *Vault) loginProvider(name, flow string) (*provider.Provider, error) {
-	p, ok := v.provider(name)
+	p, ok := v.configured(name)
 	switch {
 	case !ok && slices.Contains(config.BuiltinProviders, name):
 		return nil, wire.E(wire.CodeProviderNotFound, "this version cannot log in to the built-in provider "+name+
@@ -89,6 +90,9 @@ func (v *Vault) clientSecret(ctx context.Context, p *provider.Provider) (secret.
 		return secret.String{}, nil
 	}
 	s, err := v.store.Read(ctx, keyItem(p.ClientSecretKey))
+	if errors.Is(err, store.ErrNotFound) {
+		return secret.String{}, p.MissingSecret()
+	}
 	if err != nil {
 		return secret.String{}, fmt.Errorf("the client secret of %s (the stored key %s): %w", p.Name, p.ClientSecretKey, hostError(err))
 	}
@@ -103,6 +107,10 @@ func (v *Vault) storeGrant(ctx context.Context, providerName, bucket string, g *
 	return v.underLock(ctx, it, func() error {
 		if err := v.logins.Write(ctx, it, g.Seal()); err != nil {
 			return hostError(fmt.Errorf("storing the login %s/%s: %w", providerName, bucket, err))
+		}
+		// What is known of the old login's refreshes does not concern the new one.
+		if err := v.journal.Remove(ctx, it); err != nil {
+			v.log.Warn("the record of the old login's refreshes could not be removed", "login", it.Account, "error", err)
 		}
 		return nil
 	})
@@ -128,7 +136,7 @@ func (v *Vault) Logout(ctx context.Context, providerName, bucket string, revoke 
 			r.RevokeErr = v.revoke(ctx, providerName, sealed)
 			r.Revoked = r.RevokeErr == nil
 		}
-		return hostError(v.logins.Delete(ctx, it))
+		return v.forget(ctx, it)
 	})
 	return r, err
 }

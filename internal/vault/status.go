@@ -4,8 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"time"
 
+	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	"github.com/credproxy/credproxy/internal/vault/internal/refresh"
+	"github.com/credproxy/credproxy/internal/vault/internal/renew"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
+	"github.com/credproxy/credproxy/wire"
 )
 
 // State is how a login stands.
@@ -19,21 +26,32 @@ const (
 	StateUnsaved     State = "unsaved"      // a rotated token that the store does not take
 )
 
-// LoginStatus is what can be said of a stored login.
+// LoginStatus is what can be said of a stored login. Times are Unix seconds, 0 when there is none or nobody knows.
 type LoginStatus struct {
-	Provider string
-	Bucket   string
-	Expiry   int64 // Unix seconds; 0 when it is unknown or the token has none
-	State    State
-	Detail   string // a sentence for people, or ""
+	Provider    string
+	Bucket      string
+	Expiry      int64
+	State       State
+	RenewsAt    int64  // when a proxy that serves the token renews it, to half a minute
+	LastRefresh int64  // the last refresh that gave a token
+	LastOutcome string // of the last attempt: "ok", "failed", "refused", or "" for none
+	Detail      string // a sentence for people, or ""
 }
 
-// Status lists the stored logins, by provider and bucket. A login that cannot be read is listed as such; only a store
-// that cannot be listed is an error.
+// Status lists the stored logins, by provider and bucket. A login that cannot be read is listed as such. If the store cannot
+// be listed, the error says so, and the list has the logins of which the recovery files know.
 func (v *Vault) Status(ctx context.Context) ([]LoginStatus, error) {
-	accounts, err := v.logins.List(ctx, store.ServiceLogins)
-	if err != nil {
-		return nil, hostError(fmt.Errorf("listing logins: %w", err))
+	accounts, listErr := v.logins.List(ctx, store.ServiceLogins)
+	if listErr != nil {
+		listErr = hostError(fmt.Errorf("listing logins: %w", listErr))
+		items, err := v.journal.List(ctx)
+		if err != nil {
+			return nil, listErr
+		}
+		for _, it := range items {
+			accounts = append(accounts, it.Account)
+		}
+		slices.Sort(accounts)
 	}
 	list := []LoginStatus{}
 	for _, account := range accounts {
@@ -41,34 +59,78 @@ func (v *Vault) Status(ctx context.Context) ([]LoginStatus, error) {
 		if !ok {
 			continue
 		}
-		s := LoginStatus{Provider: providerName, Bucket: bucket}
-		l, err := v.logins.Read(ctx, loginItem(providerName, bucket))
-		switch {
-		case errors.Is(err, store.ErrNotFound): // removed since it was listed
+		s, err := v.status(ctx, providerName, bucket)
+		if errors.Is(err, store.ErrNotFound) { // removed since it was listed
 			continue
-		case err != nil:
-			s.State, s.Detail = StateLoginNeeded, "the stored login cannot be read: "+err.Error()
-		default:
-			s.Expiry = l.grant.Expiry
-			s.State, s.Detail = state(l)
 		}
 		list = append(list, s)
 	}
-	return list, nil
+	slices.SortFunc(list, func(a, b LoginStatus) int {
+		return strings.Compare(a.Provider+":"+a.Bucket, b.Provider+":"+b.Bucket)
+	})
+	return list, listErr
 }
 
-func state(l login) (State, string) {
+// LoginStatus says how one login stands, in the words that cross the socket.
+func (v *Vault) LoginStatus(ctx context.Context, providerName, bucket string) (*wire.LoginStatus, error) {
+	s, err := v.status(ctx, providerName, bucket)
+	if err != nil {
+		return nil, hostError(fmt.Errorf("reading the login %s/%s: %w", providerName, bucket, err))
+	}
+	return &wire.LoginStatus{
+		State: string(s.State), Expiry: s.Expiry, RenewsAt: s.RenewsAt, LastRefresh: s.LastRefresh,
+		LastOutcome: s.LastOutcome, Detail: s.Detail, Store: v.StoreName(),
+	}, nil
+}
+
+// status says how one login stands. With an error, which is the store's, the status says that it cannot be read.
+func (v *Vault) status(ctx context.Context, providerName, bucket string) (LoginStatus, error) {
+	it := loginItem(providerName, bucket)
+	s := LoginStatus{Provider: providerName, Bucket: bucket}
+	l, err := v.logins.Read(ctx, it)
+	h := v.refresh.History(ctx, it, l.grant)
+	if !h.Refreshed.IsZero() {
+		s.LastRefresh = h.Refreshed.Unix()
+	}
+	s.LastOutcome = string(h.Outcome)
+	if err != nil {
+		s.State, s.Detail = StateLoginNeeded, "the stored login cannot be read: "+err.Error()
+		return s, err
+	}
+	s.Expiry = l.grant.Expiry
+	s.State, s.Detail = state(l, h)
+	if s.State != StateLoginNeeded && !l.grant.RefreshToken.IsZero() && s.Expiry > now() {
+		s.RenewsAt = renewsAt(l.grant, h).Unix()
+	}
+	return s, nil
+}
+
+func state(l login, h refresh.History) (State, string) {
 	expired := l.grant.Expiry != 0 && l.grant.Expiry <= now()
 	refreshable := !l.grant.RefreshToken.IsZero()
 	switch {
+	case h.Unsaved:
+		return StateUnsaved, h.Detail
+	case h.Refused:
+		return StateLoginNeeded, h.Detail
 	case expired && refreshable:
-		return StateExpired, ""
+		return StateExpired, h.Detail
 	case expired:
-		return StateLoginNeeded, "expired, and the provider issued no refresh token"
+		return StateLoginNeeded, "expired, and there is no refresh token"
 	case l.err != nil:
 		return StateOK, l.err.Error()
 	case !refreshable && l.grant.Expiry != 0:
 		return StateOK, "no refresh token: a new login is needed when it expires"
 	}
-	return StateOK, ""
+	return StateOK, h.Detail
+}
+
+// renewsAt is the time by the rule, of which every proxy goes its own few seconds off. The rule counts from when the token
+// was issued; of a login that was never refreshed nobody knows that.
+func renewsAt(g *grant.Grant, h refresh.History) time.Time {
+	expiry, now := time.Unix(g.Expiry, 0), time.Now()
+	if h.Refreshed.IsZero() || h.Refreshed.After(expiry) {
+		return renew.Due(now, expiry, 0)
+	}
+	return renew.Due(h.Refreshed, expiry, 0)
 }

@@ -13,24 +13,35 @@ import (
 
 // CachedToken answers from memory, or not at all. It never blocks.
 func (v *Vault) CachedToken(providerName, bucket string) (*wire.Token, bool) {
-	l, ok := v.logins.Peek(loginItem(providerName, bucket))
-	return l.token, ok && l.token != nil
+	it := loginItem(providerName, bucket)
+	l, ok := v.logins.Peek(it)
+	if !ok || l.token == nil {
+		return nil, false
+	}
+	v.served(it, l)
+	return l.token, true
 }
 
 // Token returns the stored token as it may go inside, expired or not; a *wire.Error with wire.CodeNotFound when there
 // is none.
 func (v *Vault) Token(ctx context.Context, providerName, bucket string) (*wire.Token, error) {
-	l, err := v.logins.Read(ctx, loginItem(providerName, bucket))
+	it := loginItem(providerName, bucket)
+	l, err := v.logins.Read(ctx, it)
 	if err != nil {
 		return nil, hostError(fmt.Errorf("reading the login %s/%s: %w", providerName, bucket, err))
 	}
 	if l.err != nil {
-		return nil, &failure{
-			crossing: wire.E(wire.CodeInternal, "this token cannot go inside a sandbox"),
-			err:      fmt.Errorf("login %s/%s: %w", providerName, bucket, l.err),
-		}
+		return nil, notServable(providerName, bucket, l.err)
 	}
+	v.served(it, l)
 	return l.token, nil
+}
+
+func notServable(providerName, bucket string, err error) error {
+	return &failure{
+		crossing: wire.E(wire.CodeInternal, "this token cannot go inside a sandbox"),
+		err:      fmt.Errorf("login %s/%s: %w", providerName, bucket, err),
+	}
 }
 
 // SaveToken stores a token that came from inside, merged over the stored one: the refresh token and the fields that t
@@ -80,15 +91,20 @@ func (v *Vault) stored(ctx context.Context, it store.Item) (*grant.Grant, error)
 	return g, nil
 }
 
-// RemoveToken deletes the login. Deleting what is not there is no error.
+// RemoveToken deletes the login. Deleting what is not there is no error. A refresh that is running is waited for, and what
+// it brought is deleted with the rest.
 func (v *Vault) RemoveToken(ctx context.Context, providerName, bucket string) error {
 	it := loginItem(providerName, bucket)
-	return v.underLock(ctx, it, func() error { return hostError(v.logins.Delete(ctx, it)) })
+	return v.underLock(ctx, it, func() error { return v.forget(ctx, it) })
 }
 
-// RefreshToken answers wire.CodeInternal: this version has no refresh.
-func (v *Vault) RefreshToken(context.Context, string, string) (*wire.Token, error) {
-	return nil, wire.E(wire.CodeInternal, "this version of credproxy does not refresh tokens: log in again on the host")
+// forget deletes a login and ends its renewals. The login's lock is held.
+func (v *Vault) forget(ctx context.Context, it store.Item) error {
+	if err := v.logins.Delete(ctx, it); err != nil {
+		return hostError(err)
+	}
+	v.renewals.Forget(it)
+	return nil
 }
 
 // Providers lists the providers that have a stored login, sorted.

@@ -18,7 +18,10 @@ import (
 
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	"github.com/credproxy/credproxy/internal/vault/internal/journal"
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
+	"github.com/credproxy/credproxy/internal/vault/internal/refresh"
+	"github.com/credproxy/credproxy/internal/vault/internal/renew"
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/backend"
@@ -39,20 +42,26 @@ type Options struct {
 
 // Vault holds the open store and what has been decrypted of it. It is safe for concurrent use.
 type Vault struct {
-	store     store.Store
+	store     store.Store // with the coordinator's overlay
+	opened    store.Store // closed with the vault
+	journal   *journal.Journal
+	refresh   *refresh.Coordinator
+	renewals  *renew.Scheduler
 	logins    *store.Cache[login]
 	keys      *store.Cache[wire.APIKey]
 	providers atomic.Pointer[map[string]*provider.Provider]
 	client    *provider.Client
-	created   atomic.Int64 // bytes of new logins that SaveToken has stored
+	created   atomic.Int64  // bytes of new logins that SaveToken has stored
+	round     atomic.Uint64 // see served; 0 while nothing is renewed
 	log       *slog.Logger
 }
 
 // login is a stored login, decoded once: the grant, and what of it may go inside.
 type login struct {
-	grant *grant.Grant
-	token *wire.Token // nil when refused
-	err   error       // why token is nil
+	grant  *grant.Grant
+	token  *wire.Token    // nil when refused
+	err    error          // why token is nil
+	served *atomic.Uint64 // the round in which its renewal was last scheduled
 }
 
 // Open opens the store. It reads no credential yet.
@@ -61,33 +70,52 @@ func Open(ctx context.Context, o Options) (*Vault, error) {
 	if err != nil {
 		return nil, hostError(err)
 	}
-	return open(s, o.Config, o.Logger), nil
+	j, err := journal.New(journal.Options{
+		Dirs:   o.Dirs.Recovery(),
+		Key:    func(ctx context.Context) (journal.Sealer, error) { return s.Sealer(ctx) },
+		Logger: o.Logger,
+	})
+	if err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return open(s, j, provider.NewClient(), o.Config, o.Logger), nil
 }
 
 // storeOptions is where the stores keep their files: the file store in the data directory, the keyring's locks in the
 // state directory.
 func (o Options) storeOptions() backend.Options {
 	return backend.Options{
-		Kind:       o.Config.Store,
-		Dir:        o.Dirs.Data,
-		LockDir:    filepath.Join(o.Dirs.State, "locks"),
-		Key:        o.Config.FileStoreKey,
-		Passphrase: o.Passphrase,
+		Kind:        o.Config.Store,
+		Dir:         o.Dirs.Data,
+		LockDir:     filepath.Join(o.Dirs.State, "locks"),
+		RecoveryDir: o.Dirs.Recovery()[0],
+		Key:         o.Config.FileStoreKey,
+		Passphrase:  o.Passphrase,
 	}
 }
 
-func open(s store.Store, c *config.Config, log *slog.Logger) *Vault {
-	v := &Vault{store: s, client: provider.NewClient(), log: log}
-	v.logins = store.NewCache(s, v.decodeLogin)
-	v.keys = store.NewCache(s, decodeKey)
+func open(s store.Store, j *journal.Journal, client *provider.Client, c *config.Config, log *slog.Logger) *Vault {
+	v := &Vault{opened: s, journal: j, client: client, log: log}
+	v.refresh = refresh.New(refresh.Options{
+		Store: s, Journal: j, Client: client, Provider: v.provider, Secret: v.clientSecret,
+		Changed: func(it store.Item) { v.logins.Expire(it) },
+		Logger:  log,
+	})
+	v.store = v.refresh.Store()
+	v.renewals = renew.New(renew.Options{Renew: v.renew, GaveUp: v.gaveUp})
+	v.logins = store.NewCache(v.store, v.decodeLogin)
+	v.keys = store.NewCache(v.store, decodeKey)
 	v.SetProviders(c)
 	return v
 }
 
-// Close waits for what is being read and releases the store.
+// Close waits for what is being read, and for a provider that is answering: up to 15 s, for to leave then could lose a
+// login. Then it releases the store.
 func (v *Vault) Close() error {
+	v.refresh.Close()
 	v.client.Close()
-	return errors.Join(v.logins.Close(), v.keys.Close(), v.store.Close())
+	return errors.Join(v.logins.Close(), v.keys.Close(), v.journal.Close(), v.opened.Close())
 }
 
 // StoreName is the name of the store in use: "keyring", "file" or "memory".
@@ -104,10 +132,18 @@ func (v *Vault) SetProviders(c *config.Config) {
 	v.logins.Forget()
 }
 
-// provider returns the description of a configured provider.
-func (v *Vault) provider(name string) (*provider.Provider, bool) {
+// configured returns the description of a configured provider.
+func (v *Vault) configured(name string) (*provider.Provider, bool) {
 	p, ok := (*v.providers.Load())[name]
 	return p, ok
+}
+
+// provider returns the description of a configured or a built-in provider.
+func (v *Vault) provider(name string) (*provider.Provider, bool) {
+	if p, ok := v.configured(name); ok {
+		return p, true
+	}
+	return provider.Builtin(name)
 }
 
 // allowedFields are the members of a provider's answer that may go inside.
@@ -140,17 +176,22 @@ func (v *Vault) decodeLogin(it store.Item, sealed secret.String) (login, error) 
 	}
 	providerName, _, _ := splitAccount(it.Account)
 	t, err := g.Wire(v.allowedFields(providerName))
-	return login{grant: g, token: t, err: err}, nil
+	return login{grant: g, token: t, err: err, served: new(atomic.Uint64)}, nil
 }
 
 func decodeKey(_ store.Item, sealed secret.String) (wire.APIKey, error) {
 	return wire.APIKey(sealed.Reveal()), nil
 }
 
+// lockLimit is how long a change of a login waits for a refresh that is running.
+const lockLimit = 30 * time.Second
+
 // underLock runs f with the item's lock, for read-merge-write. Nobody else, in this process or another, writes the item
 // meanwhile.
 func (v *Vault) underLock(ctx context.Context, it store.Item, f func() error) error {
-	unlock, err := v.store.Lock(ctx, it)
+	wait, cancel := context.WithTimeout(ctx, lockLimit)
+	unlock, err := v.store.Lock(wait, it)
+	cancel()
 	if err != nil {
 		return hostError(fmt.Errorf("waiting for the lock of %s: %w", it.Account, err))
 	}
@@ -171,11 +212,23 @@ func (f *failure) Unwrap() []error { return []error{f.err, f.crossing} }
 // for the host.
 func hostError(err error) error {
 	var crossing *wire.Error
+	limited, isLimited := errors.AsType[*refresh.LimitedError](err)
+	needed, isNeeded := errors.AsType[*refresh.LoginNeededError](err)
+	_, isProvider := errors.AsType[*provider.Error](err)
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &crossing):
 		return err
+	case isLimited:
+		crossing = wire.E(wire.CodeRateLimited, "the provider was asked a moment ago")
+		crossing.RetryAfter = int((limited.After + time.Second - 1) / time.Second)
+	case isNeeded:
+		crossing = wire.E(wire.CodeInternal, wire.LoginNeededPrefix+needed.Reason)
+	case isProvider:
+		crossing = wire.E(wire.CodeInternal, "the provider did not give a new token: the host's log and credproxy auth status say why")
+	case errors.Is(err, refresh.ErrNoProvider):
+		crossing = wire.E(wire.CodeProviderNotFound, refresh.ErrNoProvider.Error())
 	case errors.Is(err, store.ErrNotFound):
 		crossing = wire.E(wire.CodeNotFound, "nothing is stored under this name")
 	case errors.Is(err, store.ErrTooLarge):

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,8 +20,11 @@ import (
 
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/oauthtest"
+	"github.com/credproxy/credproxy/internal/vault/internal/journal"
+	"github.com/credproxy/credproxy/internal/vault/internal/provider"
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
+	"github.com/credproxy/credproxy/internal/vault/internal/store/file"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/memory"
 	"github.com/credproxy/credproxy/wire"
 )
@@ -42,13 +46,26 @@ func newVault(t *testing.T, s *oauthtest.Server, change func(*config.Provider)) 
 		c.Providers["acme"] = acme
 	}
 	var logged bytes.Buffer
-	v := open(memory.New(), c, slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	log := slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	v := open(memory.New(), newJournal(t, t.TempDir(), log), provider.NewClient(), c, log)
 	t.Cleanup(func() {
 		if err := v.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	return v, &logged
+}
+
+func newJournal(t *testing.T, dir string, log *slog.Logger) *journal.Journal {
+	t.Helper()
+	key := sync.OnceValues(file.NewSealer)
+	j, err := journal.New(journal.Options{
+		Dirs: []string{filepath.Join(dir, "recovery")}, Key: func(context.Context) (journal.Sealer, error) { return key() }, Logger: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j
 }
 
 func newServer(t *testing.T, o oauthtest.Options) *oauthtest.Server {
@@ -198,7 +215,7 @@ func TestSaveTokenKeepsTheStoredRefreshToken(t *testing.T) {
 // Two processes that save to the same and to different logins lose neither's work: here two vaults over one store.
 func TestConcurrentSaves(t *testing.T) {
 	v, _ := newVault(t, nil, nil)
-	w := open(v.store, config.Default(), slog.New(slog.DiscardHandler))
+	w := open(v.opened, newJournal(t, t.TempDir(), v.log), provider.NewClient(), config.Default(), v.log)
 	ctx := context.Background()
 	refresh := `{"access_token":"a","refresh_token":"test-refresh-canary","expiry":1,"token_type":"Bearer"}`
 	if err := v.store.Write(ctx, loginItem("acme", "default"), secret.New(refresh)); err != nil {
@@ -310,7 +327,7 @@ func TestSetProvidersNarrowsFields(t *testing.T) {
 func TestConfidentialClientNeedsItsStoredKey(t *testing.T) {
 	clients := []oauthtest.Client{{ID: "test-client", Secret: "test-client-secret", RedirectURIs: []string{"http://127.0.0.1/callback"}}}
 	v, _ := newVault(t, newServer(t, oauthtest.Options{Clients: clients}), func(p *config.Provider) { p.ClientSecretKey = "acme-secret" })
-	if err := signIn(t, v, "default"); code(err) != wire.CodeNotFound || !strings.Contains(err.Error(), "acme-secret") {
+	if err := signIn(t, v, "default"); err == nil || !strings.Contains(err.Error(), "key set acme-secret") {
 		t.Errorf("without the key: %v", err)
 	}
 	if err := v.SetAPIKey(context.Background(), "acme-secret", "test-client-secret"); err != nil {

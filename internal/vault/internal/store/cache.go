@@ -121,6 +121,11 @@ func (c *Cache[T]) Delete(ctx context.Context, it Item) error {
 	return c.change(it, func() (*known[T], error) { return nil, c.store.Delete(ctx, it) })
 }
 
+// Expire makes the item unknown: every read that begins after it has returned asks the store.
+func (c *Cache[T]) Expire(it Item) {
+	_ = c.change(it, func() (*known[T], error) { return nil, nil })
+}
+
 // change runs f and leaves in memory what f returns, nil for "ask the store". After an error nobody knows what the
 // store has, so it is asked as well.
 func (c *Cache[T]) change(it Item, f func() (*known[T], error)) error {

@@ -1,0 +1,179 @@
+package refresh
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	"github.com/credproxy/credproxy/internal/vault/internal/journal"
+	"github.com/credproxy/credproxy/internal/vault/internal/provider"
+	"github.com/credproxy/credproxy/internal/vault/internal/secret"
+	"github.com/credproxy/credproxy/internal/vault/internal/store"
+)
+
+// attempt is one refresh of one login, with the login's lock held, on one goroutine.
+type attempt struct {
+	c        *Coordinator
+	it       store.Item
+	provider *provider.Provider
+	secret   secret.String
+	old      *grant.Grant   // what is stored; its refresh token is sent
+	record   journal.Record // what the journal has; written at every step
+	base     string         // see payload
+}
+
+// run asks the provider and makes its answer durable. ctx bounds the asking; what has been answered has a limit of its
+// own.
+func (a *attempt) run(ctx context.Context, request string) (result, error) {
+	pending := a.record.Sealed // an answer that the store has refused so far stays in the journal until a newer one is there
+	a.base = a.c.baseOf(ctx, a.it, a.record, a.old)
+	interrupted := a.record.Phase == journal.Called
+	now := time.Now()
+	a.record.Phase = journal.Called
+	a.record.Attempt, a.record.Next = now.Round(0), time.Time{}
+	a.record.Sent, a.record.Request = a.old.RefreshToken.Fingerprint(), request
+	a.record.Interrupted = a.record.Interrupted || interrupted
+	a.c.attempted(a.it, now)
+	if err := a.write(ctx, room(a.old)); err != nil {
+		a.c.o.Logger.Error("before a refresh, no place could be made for the new token: if the store refuses it too, it is held in memory only",
+			"login", a.it.Account, "error", err)
+	}
+	atStep("before the call")
+	answer, err := a.ask(ctx)
+
+	// The request's time may be used up; what was answered is kept all the same.
+	ctx, cancel := context.WithTimeout(context.Background(), saveLimit)
+	defer cancel()
+	if err != nil {
+		return a.failed(ctx, err, pending)
+	}
+	return result{grant: a.succeeded(ctx, answer)}, nil
+}
+
+// ask calls the provider, and again after failures that may pass. Retries end with Close; a call does not.
+func (a *attempt) ask(ctx context.Context) (*grant.Grant, error) {
+	for n := 0; ; n++ {
+		answer, err := a.c.o.Client.Refresh(ctx, a.provider, a.old, a.secret, a.received)
+		failure, ok := errors.AsType[*provider.Error](err)
+		if !ok || failure.Kind != provider.Transient || n == len(retryDelays) {
+			return answer, err
+		}
+		delay := max(retryDelays[n], failure.RetryAfter)
+		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= delay {
+			return nil, err
+		}
+		select {
+		case <-time.After(delay):
+		case <-a.c.waiting.Done():
+			return nil, err
+		}
+	}
+}
+
+// received makes an answer durable as it came, before anything looks at it.
+func (a *attempt) received(answer provider.Answer) {
+	ctx, cancel := context.WithTimeout(context.Background(), saveLimit)
+	defer cancel()
+	sealed, err := a.c.sealPayload(ctx, a.it, payload{base: a.base, old: a.old, answer: answer})
+	if sealed != nil {
+		a.record.Phase, a.record.Sealed = journal.Received, sealed
+		err = errors.Join(err, a.write(ctx, 0))
+	}
+	if err != nil {
+		a.c.o.Logger.Error("a new token could not be written ahead: until the store has it, it is in memory only",
+			"login", a.it.Account, "error", err)
+	}
+	atStep("after the write ahead")
+}
+
+// succeeded stores the merged login. If the store refuses, the login is served from the journal, or from memory, and
+// storing it is tried again.
+func (a *attempt) succeeded(ctx context.Context, answer *grant.Grant) *grant.Grant {
+	merged := grant.Merge(a.old, answer)
+	a.record.Outcome, a.record.Code, a.record.Status, a.record.Revoked = journal.OK, "", 0, false
+	a.record.Refreshed = a.record.Attempt
+	a.record.Interrupted = false
+	defer a.c.o.Changed(a.it)
+	if err := a.c.o.Store.Write(ctx, a.it, merged.Seal()); err != nil {
+		a.c.refusedByStore(a.it, err)
+		a.writeOrLog(ctx)
+		a.c.keep(a.it)
+		return merged
+	}
+	atStep("after the save")
+	a.record.Phase, a.record.Sealed = journal.Idle, nil
+	a.writeOrLog(ctx)
+	return merged
+}
+
+// failed records why there is no new token. What is known to be dead is not tried again, and is taken out of the store.
+func (a *attempt) failed(ctx context.Context, err error, pending []byte) (result, error) {
+	failure, ok := errors.AsType[*provider.Error](err)
+	if !ok {
+		failure = &provider.Error{Kind: provider.Unclear}
+	}
+	r := &a.record
+	r.Phase, r.Sealed = journal.Idle, pending
+	if pending != nil {
+		r.Phase = journal.Received
+	}
+	r.Code, r.Status, r.Revoked = failure.Code, failure.Status, failure.Revoked
+	r.Outcome = journal.Failed
+	if failure.Kind == provider.Refused {
+		r.Outcome = journal.Refused
+	}
+	if failure.RetryAfter > 0 {
+		r.Next = time.Now().Round(0).Add(failure.RetryAfter)
+	}
+	a.writeOrLog(ctx)
+	if failure.Kind != provider.Refused {
+		return result{}, err
+	}
+	if failure.Revoked {
+		if newer := a.clear(ctx); newer != nil {
+			return result{grant: newer}, nil
+		}
+	}
+	return result{}, refusal(*r)
+}
+
+// clear takes a dead refresh token out of the store, if it still is the one that was sent. If another program has stored
+// a newer login meanwhile, that is returned: it is why this one was dead.
+func (a *attempt) clear(ctx context.Context) (newer *grant.Grant) {
+	stored, err := a.c.read(ctx, a.it)
+	if err != nil {
+		return nil // gone, or not readable: the journal remembers that this token is dead
+	}
+	if !stored.RefreshToken.Equal(a.old.RefreshToken) {
+		if valid(stored) && !stored.AccessToken.Equal(a.old.AccessToken) {
+			a.c.o.Changed(a.it)
+			return stored
+		}
+		return nil
+	}
+	without := *stored
+	without.RefreshToken = secret.String{}
+	if err := a.c.Store().Write(ctx, a.it, without.Seal()); err != nil {
+		a.c.o.Logger.Warn("a refresh token that the provider refused could not be removed from the store",
+			"login", a.it.Account, "error", err)
+		return nil
+	}
+	a.c.o.Changed(a.it)
+	return nil
+}
+
+func (a *attempt) write(ctx context.Context, room int) error {
+	return a.c.o.Journal.Write(ctx, a.it, a.record, room)
+}
+
+// writeOrLog is write where a failure changes nothing: what is in the journal now is older, and settled by what the
+// store has.
+func (a *attempt) writeOrLog(ctx context.Context) {
+	if err := a.write(ctx, 0); err != nil {
+		a.c.o.Logger.Warn("the outcome of a refresh could not be recorded", "login", a.it.Account, "error", err)
+	}
+}
+
+// room is what an answer may need in the journal: providers' answers are about as long as the one before.
+func room(g *grant.Grant) int { return 3*len(g.Seal().Reveal()) + 4<<10 }

@@ -1,0 +1,70 @@
+package refresh
+
+import (
+	"context"
+	"time"
+
+	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	"github.com/credproxy/credproxy/internal/vault/internal/journal"
+	"github.com/credproxy/credproxy/internal/vault/internal/store"
+)
+
+// History is what can be said of a login's refreshes, to people.
+type History struct {
+	Refreshed time.Time // the last that succeeded; zero: none
+	Outcome   journal.Outcome
+	Refused   bool   // the provider has refused the refresh token that is stored, or it was removed for that
+	Unsaved   bool   // the newest token is in the journal, and the store does not have it
+	Detail    string // a sentence, or ""
+}
+
+// lookLimit tells a refresh that is running from one that was interrupted: the former has the lock.
+const lookLimit = 20 * time.Millisecond
+
+// History returns what is known of a login's refreshes; g is the login as it stands, nil if it cannot be read.
+func (c *Coordinator) History(ctx context.Context, it store.Item, g *grant.Grant) History {
+	r := c.record(ctx, it)
+	h := History{Refreshed: r.Refreshed, Outcome: r.Outcome, Detail: Explain(r)}
+	sent := g != nil && (g.RefreshToken.Fingerprint() == r.Sent || r.Revoked && g.RefreshToken.IsZero())
+	h.Refused = r.Outcome == journal.Refused && sent
+	if r.Outcome == journal.Refused && g != nil && !sent {
+		h.Detail = "" // of another refresh token
+	}
+	if r.Sealed == nil && r.Phase != journal.Called {
+		return h
+	}
+	if c.running(ctx, it) {
+		h.Detail = "a refresh is running"
+		return h
+	}
+	switch {
+	case r.Sealed != nil && c.stand(ctx, it, r).pending != nil:
+		h.Unsaved = true
+		h.Detail = "the store refuses the newest token: it is served from the recovery files, and storing it is tried again"
+		if c.o.Journal.Held(it) {
+			h.Detail = "the store refuses the newest token, and so does every place for recovery files: it is in memory only, and lost when this process ends"
+		}
+	case r.Phase == journal.Called:
+		h.Detail = "a refresh was interrupted and may have used up the refresh token: the next one shows"
+	}
+	return h
+}
+
+// running reports whether somebody has the login's lock.
+func (c *Coordinator) running(ctx context.Context, it store.Item) bool {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	unlock, err := c.o.Store.Lock(ctx, it)
+	if err != nil {
+		return ctx.Err() != nil
+	}
+	unlock()
+	return false
+}
+
+// Safe reports whether a place can be written where an answer would be safe before the store has it. The error says why the
+// places that come first, or all, cannot.
+func (c *Coordinator) Safe(ctx context.Context) (bool, error) {
+	dir, err := c.o.Journal.Check(ctx)
+	return dir != "", err
+}

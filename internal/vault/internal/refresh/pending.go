@@ -1,0 +1,270 @@
+package refresh
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	"github.com/credproxy/credproxy/internal/vault/internal/journal"
+	"github.com/credproxy/credproxy/internal/vault/internal/provider"
+	"github.com/credproxy/credproxy/internal/vault/internal/secret"
+	"github.com/credproxy/credproxy/internal/vault/internal/store"
+)
+
+// payload is what the journal has of an answer until the store has it.
+type payload struct {
+	// base is the fingerprint of the refresh token that the store had when the first answer that it refused was asked
+	// for. While the store still has that one, nothing newer has been stored.
+	base   string
+	old    *grant.Grant // what answer is merged over
+	answer provider.Answer
+}
+
+type payloadForm struct {
+	Base string    `json:"base"`
+	Old  string    `json:"old"`
+	Body []byte    `json:"body"`
+	Sent time.Time `json:"sent"`
+}
+
+// sealPayload returns what [journal.Journal.Seal] does: with an error that wraps journal.ErrNotDurable, something that this
+// process alone can open.
+func (c *Coordinator) sealPayload(ctx context.Context, it store.Item, p payload) ([]byte, error) {
+	b, err := json.Marshal(payloadForm{p.base, p.old.Seal().Reveal(), p.answer.Body, p.answer.Sent})
+	if err != nil {
+		return nil, errors.New("an answer cannot be encoded for the journal")
+	}
+	return c.o.Journal.Seal(ctx, it, secret.New(string(b)))
+}
+
+func (c *Coordinator) openPayload(ctx context.Context, it store.Item, sealed []byte) (payload, error) {
+	plain, err := c.o.Journal.Open(ctx, it, sealed)
+	if err != nil {
+		return payload{}, err
+	}
+	var f payloadForm
+	if json.Unmarshal([]byte(plain.Reveal()), &f) != nil {
+		return payload{}, errors.New("what the journal has of an answer is not in its form")
+	}
+	old, err := grant.Parse(secret.New(f.Old))
+	if err != nil {
+		return payload{}, err
+	}
+	return payload{f.Base, old, provider.Answer{Body: f.Body, Sent: f.Sent}}, nil
+}
+
+// errNoAnswer: what the journal has is not a token response. The provider answered something else.
+var errNoAnswer = errors.New("what the provider had answered is not a token")
+
+// merged is the login that the payload makes. What the provider answered may turn out to be no token: then it is the login
+// before it, if that is one that the store has refused too, or none.
+func (c *Coordinator) merged(it store.Item, p payload) (*grant.Grant, error) {
+	described, ok := c.o.Provider(providerOf(it))
+	if !ok {
+		// It was in the configuration when the answer came. What every provider's answer has is kept.
+		described = &provider.Provider{Name: providerOf(it), Fields: grant.DefaultFields}
+	}
+	answer, err := described.Parse(p.answer, p.old)
+	switch {
+	case err != nil && p.old.RefreshToken.Fingerprint() != p.base:
+		return p.old, nil
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", errNoAnswer, err)
+	}
+	return grant.Merge(p.old, answer), nil
+}
+
+// standing is how a login stands, between the store and an answer that waits in the journal.
+type standing struct {
+	stored  secret.String // what the store has; zero with err
+	err     error         // the store's
+	pending *grant.Grant  // the answer in the journal, if it is newer than what the store has
+	useless error         // why the answer in the journal can be dropped; nil when it is pending or cannot be opened
+}
+
+// stand compares the store with what the journal has. The answer counts as long as the store still has the login that it
+// was asked for, or cannot say. A login that is gone was removed: its answer does not bring it back.
+func (c *Coordinator) stand(ctx context.Context, it store.Item, r journal.Record) standing {
+	var s standing
+	s.stored, s.err = c.o.Store.Read(ctx, it)
+	if errors.Is(s.err, store.ErrNotFound) {
+		s.useless = errors.New("the login was removed")
+		return s
+	}
+	p, openErr := c.openPayload(ctx, it, r.Sealed)
+	if openErr != nil {
+		c.o.Logger.Error("a new token waits in the journal and cannot be opened", "login", it.Account, "error", openErr)
+		return s
+	}
+	merged, err := c.merged(it, p)
+	if err != nil {
+		s.useless = err
+		return s
+	}
+	if s.err == nil {
+		if stored, err := grant.Parse(s.stored); err == nil && supersedes(stored, merged, p.base) {
+			s.useless = errors.New("the store has this one, or a newer one")
+			return s
+		}
+	}
+	s.pending = merged
+	return s
+}
+
+// supersedes reports whether the store has what was pending, or something newer. base is the refresh token that the store
+// had when pending was asked for; a provider that does not rotate leaves it as it is, so it alone does not tell.
+func supersedes(stored, pending *grant.Grant, base string) bool {
+	return stored.RefreshToken.Fingerprint() != base || stored.AccessToken.Equal(pending.AccessToken) ||
+		pending.Expiry != 0 && stored.Expiry > pending.Expiry
+}
+
+// baseOf is the base of an answer that is about to be asked for; old is the login as it stands.
+func (c *Coordinator) baseOf(ctx context.Context, it store.Item, r journal.Record, old *grant.Grant) string {
+	if r.Sealed != nil {
+		if p, err := c.openPayload(ctx, it, r.Sealed); err == nil {
+			return p.base // the store still has what the pending answer was asked for
+		}
+	}
+	return old.RefreshToken.Fingerprint()
+}
+
+// settle stores an answer that waits in the journal, or drops it if it is of no use any more, and returns the record as it
+// is then. The login's lock is held.
+func (c *Coordinator) settle(ctx context.Context, it store.Item, r journal.Record) journal.Record {
+	if r.Sealed == nil {
+		return r
+	}
+	s := c.stand(ctx, it, r)
+	switch {
+	case s.useless != nil:
+		c.o.Logger.Info("an answer in the journal is dropped", "login", it.Account, "reason", s.useless)
+		if errors.Is(s.useless, errNoAnswer) {
+			r.Outcome = journal.Failed
+		}
+	case s.pending != nil:
+		if err := c.o.Store.Write(ctx, it, s.pending.Seal()); err != nil {
+			c.refusedByStore(it, err)
+			c.keep(it)
+			return r
+		}
+		c.o.Logger.Info("a new token that was only in the journal is now in the store", "login", it.Account)
+		r.Outcome, r.Code, r.Status, r.Revoked, r.Interrupted = journal.OK, "", 0, false, false
+		if r.Refreshed.Before(r.Attempt) {
+			r.Refreshed = r.Attempt
+		}
+	default:
+		return r // it cannot be opened now
+	}
+	r.Sealed = nil
+	if r.Phase == journal.Received {
+		r.Phase = journal.Idle
+	}
+	if err := c.o.Journal.Write(ctx, it, r, 0); err != nil {
+		c.o.Logger.Warn("the journal could not be written; the store has the token", "login", it.Account, "error", err)
+	}
+	c.o.Changed(it)
+	return r
+}
+
+// refusedByStore is loud: until the store takes the token, a lost journal is a lost login.
+func (c *Coordinator) refusedByStore(it store.Item, err error) {
+	c.o.Logger.Error("THE STORE REFUSED A NEW TOKEN: it is served and kept in the recovery files; storing it will be tried again",
+		"login", it.Account, "store", c.o.Store.Name(), "error", err)
+}
+
+// Times of the saver.
+const (
+	firstSave = time.Second
+	longSave  = 30 * time.Second
+	saveWait  = 5 * time.Second // for the lock of one login
+)
+
+// keep makes the saver try to store the login's pending answer until that is done, here or elsewhere.
+func (c *Coordinator) keep(it store.Item) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.unsaved[it]; ok {
+		return
+	}
+	c.unsaved[it] = struct{}{}
+	if len(c.unsaved) == 1 && !c.startLocked(c.save) {
+		clear(c.unsaved)
+	}
+}
+
+// save is the saver: one goroutine, which ends when nothing is unsaved.
+func (c *Coordinator) save() {
+	for wait := firstSave; ; wait = min(2*wait, longSave) {
+		select {
+		case <-time.After(wait):
+		case <-c.waiting.Done():
+			c.lastSave()
+			return
+		}
+		if c.saveAll(c.waiting) == 0 {
+			return
+		}
+	}
+}
+
+// saveAll tries all that is unsaved once, and returns how many are left. At none, the saver has ended.
+func (c *Coordinator) saveAll(ctx context.Context) (left int) {
+	c.mu.Lock()
+	items := make([]store.Item, 0, len(c.unsaved))
+	for it := range c.unsaved {
+		items = append(items, it)
+	}
+	c.mu.Unlock()
+	for _, it := range items {
+		if c.saved(ctx, it) {
+			c.mu.Lock()
+			delete(c.unsaved, it)
+			c.mu.Unlock()
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.unsaved)
+}
+
+// saved settles one login and reports whether nothing of it is unsaved any more.
+func (c *Coordinator) saved(ctx context.Context, it store.Item) bool {
+	ctx, cancel := context.WithTimeout(ctx, saveWait)
+	defer cancel()
+	unlock, err := c.o.Store.Lock(ctx, it)
+	if err != nil {
+		return false
+	}
+	defer unlock()
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), saveLimit)
+	defer cancel()
+	return c.settle(ctx, it, c.record(ctx, it)).Sealed == nil
+}
+
+// lastSave is for the end of the process, of which a token that is only in memory would not survive.
+func (c *Coordinator) lastSave() {
+	if c.saveAll(context.Background()) > 0 {
+		c.o.Logger.Error("the store still refuses new tokens as this process ends; what is in the recovery files is stored by the next one")
+	}
+}
+
+// Resume stores the answers that processes which have ended left in the journal. What the store refuses is tried again
+// later.
+func (c *Coordinator) Resume(ctx context.Context) error {
+	items, err := c.o.Journal.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, it := range items {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if r := c.record(ctx, it); r.Sealed != nil {
+			c.saved(ctx, it)
+		}
+	}
+	return nil
+}
