@@ -164,10 +164,12 @@ func (c *Client) send(ctx context.Context, p *Provider, endpoint string, params 
 	switch {
 	case len(body) > maxBody && success:
 		return nil, &Error{Kind: Malformed, Provider: p.Name, reason: "its answer is longer than 1 MiB"}
-	case err != nil && success && json.Valid(body):
-		// Only the end of the connection is missing: a rotated token may be in there.
-	case err != nil && success:
-		return nil, &Error{Kind: Transient, Provider: p.Name, reason: "its answer broke off", err: networkError(err)}
+	case err != nil && !json.Valid(body): // else only the end of the connection is missing: a rotated token may be in there
+		e := &Error{Kind: Transient, Provider: p.Name, RetryAfter: retryAfter(resp.Header), reason: "its answer broke off", err: networkError(err)}
+		if !success {
+			e.Status = resp.StatusCode
+		}
+		return nil, e
 	}
 	if success && received != nil {
 		received(Answer{body, sent})

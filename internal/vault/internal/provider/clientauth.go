@@ -51,11 +51,14 @@ func (c *Client) post(ctx context.Context, p *Provider, endpoint string, clientS
 // secret takes a confidential client for a public one and complains about that; once a place is known to work, such a
 // complaint is about something else.
 func clientRefused(r *reply, known bool) bool {
+	if r.status == http.StatusTooManyRequests || r.status >= 500 {
+		return false
+	}
 	switch r.code() {
 	case "invalid_client", "incorrect_client_credentials":
 		return true
 	case "unauthorized_client", "invalid_request":
-		return !known && r.status/100 != 5
+		return !known
 	case "":
 		return r.status == http.StatusUnauthorized
 	}
