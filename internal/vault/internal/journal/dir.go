@@ -87,15 +87,21 @@ func open(root *os.Root, name string, flag int) (*os.File, fs.FileInfo, error) {
 // readStable reads until both halves are whole or nothing changes any more: with one half whole, the other may have been the
 // newest when we began, and be in the middle of its next writing now.
 func readStable(f *os.File) (content, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return content{}, err
+	}
 	var last []byte
 	for range 10_000 {
-		data, err := io.ReadAll(io.NewSectionReader(f, 0, 2*maxHalf+1))
-		if err != nil {
+		data := make([]byte, min(info.Size(), 2*maxHalf+1)) // a file that grows is another one
+		n, err := f.ReadAt(data, 0)
+		if err != nil && !errors.Is(err, io.EOF) {
 			return content{}, err
 		}
-		c := decode(data)
+		data = data[:n]
+		c := scan(data)
 		if c.intact || last != nil && bytes.Equal(last, data) {
-			return c, nil
+			return c.parse(), nil
 		}
 		last = data
 	}

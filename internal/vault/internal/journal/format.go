@@ -132,78 +132,90 @@ type content struct {
 	intact bool   // both halves are whole, and nothing else is there
 	sized  bool   // the file is as long as two halves
 	newer  bool   // a later version has written it: entry is unknown
-	entry  entry
+
+	payload []byte // until it is parsed
+	entry   entry
 }
 
 // decode reads a file's bytes, whatever they are.
-func decode(data []byte) content {
-	var c content
-	whole := 0
-	take := func(n, at, expect int) bool {
-		one, ok := decodeHalf(data[at:], expect)
-		if !ok {
-			return false
-		}
-		whole++
-		c.newer = c.newer || one.newer
-		if one.seq > c.seq {
-			c.seq, c.sum, c.newest, c.half, c.entry = one.seq, one.sum, n, one.half, one.entry
-		}
-		return true
-	}
-	if take(0, 0, 0) {
-		if c.half < len(data) {
-			take(1, c.half, c.half)
+func decode(data []byte) content { return scan(data).parse() }
+
+// scan finds the newest half, and leaves its JSON in payload.
+func scan(data []byte) content {
+	var halves [2]half
+	first, ok := decodeHalf(data, 0)
+	if ok {
+		halves[0] = first
+		if first.size < len(data) {
+			halves[1], _ = decodeHalf(data[first.size:], first.size)
 		}
 	} else {
-		for half := minHalf; half <= maxHalf && half < len(data); half *= 2 {
-			if take(1, half, half) {
-				break
-			}
+		for size := minHalf; size <= maxHalf && size < len(data) && halves[1].seq == 0; size *= 2 {
+			halves[1], _ = decodeHalf(data[size:], size)
 		}
 	}
-	c.sized = c.half > 0 && len(data) == 2*c.half
-	c.intact = c.sized && whole == 2
+	newest := 0
+	if halves[1].seq > halves[0].seq {
+		newest = 1
+	}
+	h := halves[newest]
+	c := content{seq: h.seq, sum: h.sum, newest: newest, half: h.size, payload: h.payload}
+	c.newer = halves[0].version > version || halves[1].version > version
+	c.sized = h.size > 0 && len(data) == 2*h.size
+	c.intact = c.sized && halves[0].seq > 0 && halves[1].seq > 0
 	return c
 }
 
+// parse reads the JSON. If that is none of ours, though the sum is right, nothing is left.
+func (c content) parse() content {
+	if c.seq > 0 && !c.newer && json.Unmarshal(c.payload, &c.entry) != nil {
+		return content{}
+	}
+	c.payload = nil
+	return c
+}
+
+// half is one half of a file that is whole: the sum is right.
+type half struct {
+	version uint64
+	size    int
+	seq     uint64 // never 0
+	sum     string
+	payload []byte
+}
+
 // decodeHalf reads the half that data begins with. expect is its size, 0 if that is not known.
-func decodeHalf(data []byte, expect int) (c content, ok bool) {
+func decodeHalf(data []byte, expect int) (half, bool) {
 	head := data[:min(len(data), maxLine)]
 	if !bytes.HasPrefix(head, []byte(magic+" ")) {
-		return c, false
+		return half{}, false
 	}
 	end := bytes.IndexByte(head, '\n')
 	if end < 0 {
-		return c, false
+		return half{}, false
 	}
 	fields := strings.Split(string(head[:end]), " ")
 	if len(fields) != 6 {
-		return c, false
+		return half{}, false
 	}
 	var n [4]uint64
 	for i := range n {
 		var err error
 		if n[i], err = strconv.ParseUint(fields[1+i], 10, 64); err != nil {
-			return c, false
+			return half{}, false
 		}
 	}
-	size, length, sum := n[1], n[3], fields[5]
-	if size < minHalf || size > maxHalf || size&(size-1) != 0 || expect != 0 && size != uint64(expect) {
-		return c, false
+	h := half{version: n[0], size: int(min(n[1], maxHalf+1)), seq: n[2], sum: fields[5]}
+	if h.version == 0 || h.seq == 0 || h.seq > maxSeq || h.size < minHalf || h.size > maxHalf || h.size&(h.size-1) != 0 || expect != 0 && h.size != expect {
+		return half{}, false
 	}
-	body := data[end+1:]
-	if room := size - uint64(end) - 1; length > room || length > uint64(len(body)) || n[2] == 0 || n[2] > maxSeq {
-		return c, false
+	body := data[end+1 : min(len(data), h.size)]
+	if n[3] > uint64(len(body)) {
+		return half{}, false
 	}
-	payload := body[:length]
-	if sumOf(head[:end-len(sum)], payload) != sum {
-		return c, false
+	h.payload = body[:n[3]]
+	if sumOf(head[:end-len(h.sum)], h.payload) != h.sum {
+		return half{}, false
 	}
-	c = content{seq: n[2], sum: sum, half: int(size), newer: n[0] > version}
-	if c.newer {
-		return c, true
-	}
-	err := json.Unmarshal(payload, &c.entry)
-	return c, err == nil
+	return h, true
 }

@@ -122,7 +122,7 @@ type Journal struct {
 type held struct {
 	seq   uint64
 	entry entry
-	after uint64      // the newest sequence on disk then
+	after uint64      // the newest sequence that was on disk then
 	place fs.FileInfo // the directory that has it; nil: none has
 }
 
@@ -427,7 +427,10 @@ func (j *Journal) put(it store.Item, e entry, room int) error {
 }
 
 func (j *Journal) hold(it store.Item, h held) {
-	if disk, _ := j.onDisk(it); disk.seq > 0 {
+	switch disk, err := j.onDisk(it); {
+	case err != nil:
+		h.after = h.seq // what is there now may come into reach later, and is older
+	case disk.seq > 0:
 		h.after = disk.seq
 		h.place, _ = os.Lstat(j.dirs[disk.dir])
 	}

@@ -201,7 +201,8 @@ func (k *key) lookInTurn(ctx context.Context, root *os.Root) (*loadedKey, error)
 		return nil, err
 	case wrong != nil:
 		return nil, fmt.Errorf("%w; put the right key there, or move %s away to begin a new store", wrong, k.dir)
-	case encrypted && unknown != nil:
+	case unknown != nil && (encrypted || len(readID(root)) == hex.EncodedLen(sha256.Size)):
+		// key.id without items: what a Sealer has sealed may depend on the key that the keyring has.
 		return nil, fmt.Errorf("%w: it is not in %s, and the keyring cannot be asked: %w", ErrNoKey, strings.Join(absent, " or "), unknown)
 	case encrypted:
 		return nil, fmt.Errorf("%w: it is not in %s; put it back, or move %s away to begin a new store",
