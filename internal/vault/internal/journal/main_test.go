@@ -1,0 +1,166 @@
+package journal_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/credproxy/credproxy/internal/vault/internal/journal"
+	"github.com/credproxy/credproxy/internal/vault/internal/store"
+	"github.com/credproxy/credproxy/internal/vault/internal/store/file"
+)
+
+// roles are what this test binary does as a child process of a test, with a directory; what it returns is its exit
+// status.
+var roles = map[string]func(dir string) int{}
+
+const roleVar = "CREDPROXY_TEST_ROLE"
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVar); role != "" {
+		os.Exit(roles[role](os.Getenv("CREDPROXY_TEST_DIR")))
+	}
+	os.Exit(m.Run())
+}
+
+// child is this test binary in one of its roles.
+func child(t *testing.T, role, dir string) *exec.Cmd {
+	t.Helper()
+	if roles[role] == nil {
+		t.Fatalf("no role %q", role)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self)
+	cmd.Env = append(os.Environ(), roleVar+"="+role, "CREDPROXY_TEST_DIR="+dir)
+	return cmd
+}
+
+func complain(format string, args ...any) int {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+	return 1
+}
+
+// item is the login of most tests; its file is acme%3adefault.journal.
+var item = login("acme:default")
+
+const itemFile = "acme%3adefault.journal"
+
+func login(account string) store.Item {
+	return store.Item{Service: store.ServiceLogins, Account: account}
+}
+
+// newJournal is a journal with a key that no other has.
+func newJournal(dirs ...string) (*journal.Journal, error) {
+	s, err := file.NewSealer()
+	if err != nil {
+		return nil, err
+	}
+	return journal.New(journal.Options{Dirs: dirs, Key: func(context.Context) (journal.Sealer, error) { return s, nil }})
+}
+
+func open(t testing.TB, dirs ...string) *journal.Journal {
+	t.Helper()
+	j, err := newJournal(dirs...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+func newDir(t testing.TB) string {
+	t.Helper()
+	return filepath.Join(t.TempDir(), "state", "journal")
+}
+
+// generation is record number n: its parts say so too, so that a mixture of two is found.
+func generation(n, size int) journal.Record {
+	number := fmt.Sprintf("%08d", n)
+	return journal.Record{Phase: journal.Received, Status: n, Code: number, Sealed: bytes.Repeat([]byte(number), size/8)}
+}
+
+// generationOf is the number of a record that generation made, or an error if it is not whole.
+func generationOf(r journal.Record) (int, error) {
+	number := fmt.Sprintf("%08d", r.Status)
+	if r.Code != number || !bytes.Equal(r.Sealed, bytes.Repeat([]byte(number), len(r.Sealed)/8)) {
+		return 0, fmt.Errorf("a record that nobody wrote: number %d, code %q, %d bytes", r.Status, r.Code, len(r.Sealed))
+	}
+	return r.Status, nil
+}
+
+func write(t testing.TB, j *journal.Journal, it store.Item, r journal.Record) {
+	t.Helper()
+	if err := j.Write(t.Context(), it, r, 0); err != nil {
+		t.Fatalf("Write: %v", err)
+	}
+}
+
+func wantGeneration(t testing.TB, j *journal.Journal, it store.Item, want int) {
+	t.Helper()
+	if err := checkGeneration(j, it, want); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkGeneration is for roles; want 0 is no record.
+func checkGeneration(j *journal.Journal, it store.Item, want int) error {
+	r, err := j.Read(context.Background(), it)
+	if err != nil {
+		return fmt.Errorf("Read: %w", err)
+	}
+	if want == 0 {
+		if r.Status != 0 || r.Code != "" {
+			return fmt.Errorf("Read: number %d, where there should be no record", r.Status)
+		}
+		return nil
+	}
+	if got, err := generationOf(r); err != nil || got != want {
+		return fmt.Errorf("Read: number %d, want %d: %v", got, want, err)
+	}
+	return nil
+}
+
+func readFile(t testing.TB, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func writeFile(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// names are those in dir, "" if there is no dir.
+func names(t testing.TB, dir string) string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, e := range entries {
+		all = append(all, e.Name())
+	}
+	return strings.Join(all, " ")
+}
+
+func chmod(t testing.TB, path string, mode fs.FileMode) {
+	t.Helper()
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
