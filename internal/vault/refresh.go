@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/refresh"
@@ -43,10 +44,14 @@ func (v *Vault) RefreshToken(ctx context.Context, providerName, bucket string) (
 // is running any more.
 func (v *Vault) Renew(ctx context.Context) {
 	v.round.Store(1)
-	if err := v.refresh.Resume(ctx); err != nil && ctx.Err() == nil {
-		v.log.Error("the recovery files cannot be read", "error", err)
-	}
+	var resuming sync.WaitGroup // a store that hangs is not to hold up the renewals
+	resuming.Go(func() {
+		if err := v.refresh.Resume(ctx); err != nil && ctx.Err() == nil {
+			v.log.Error("the recovery files cannot be read", "error", err)
+		}
+	})
 	v.renewals.Run(ctx)
+	resuming.Wait()
 }
 
 // served schedules the renewal of a login that was served, once for each token and round. It costs two loads when that

@@ -82,7 +82,8 @@ type standing struct {
 	stored  secret.String // what the store has; zero with err
 	err     error         // the store's
 	pending *grant.Grant  // the answer in the journal, if it is newer than what the store has
-	useless error         // why the answer in the journal can be dropped; nil when it is pending or cannot be opened
+	useless error         // why the answer in the journal can be dropped
+	closed  error         // why it cannot be opened; neither pending nor useless then
 }
 
 // stand compares the store with what the journal has. The answer counts as long as the store still has the login that it
@@ -96,7 +97,7 @@ func (c *Coordinator) stand(ctx context.Context, it store.Item, r journal.Record
 	}
 	p, openErr := c.openPayload(ctx, it, r.Sealed)
 	if openErr != nil {
-		c.o.Logger.Error("a new token waits in the journal and cannot be opened", "login", it.Account, "error", openErr)
+		s.closed = openErr
 		return s
 	}
 	merged, err := c.merged(it, p)
@@ -132,13 +133,19 @@ func (c *Coordinator) baseOf(ctx context.Context, it store.Item, r journal.Recor
 }
 
 // settle stores an answer that waits in the journal, or drops it if it is of no use any more, and returns the record as it
-// is then. The login's lock is held.
-func (c *Coordinator) settle(ctx context.Context, it store.Item, r journal.Record) journal.Record {
+// is then. The login's lock is held. The error means that there is an answer which nobody can open now: the refresh token
+// in the store was used for it, and must not be used again.
+func (c *Coordinator) settle(ctx context.Context, it store.Item, r journal.Record) (journal.Record, error) {
 	if r.Sealed == nil {
-		return r
+		return r, nil
 	}
 	s := c.stand(ctx, it, r)
 	switch {
+	case errors.Is(s.closed, store.ErrDamaged):
+		c.o.Logger.Error("an answer in the journal is damaged and lost", "login", it.Account, "error", s.closed)
+		r.Interrupted = true
+	case s.closed != nil:
+		return r, fmt.Errorf("a new token waits in the recovery files and cannot be opened: %w", s.closed)
 	case s.useless != nil:
 		c.o.Logger.Info("an answer in the journal is dropped", "login", it.Account, "reason", s.useless)
 		if errors.Is(s.useless, errNoAnswer) {
@@ -148,15 +155,13 @@ func (c *Coordinator) settle(ctx context.Context, it store.Item, r journal.Recor
 		if err := c.o.Store.Write(ctx, it, s.pending.Seal()); err != nil {
 			c.refusedByStore(it, err)
 			c.keep(it)
-			return r
+			return r, nil
 		}
 		c.o.Logger.Info("a new token that was only in the journal is now in the store", "login", it.Account)
 		r.Outcome, r.Code, r.Status, r.Revoked, r.Interrupted = journal.OK, "", 0, false, false
 		if r.Refreshed.Before(r.Attempt) {
 			r.Refreshed = r.Attempt
 		}
-	default:
-		return r // it cannot be opened now
 	}
 	r.Sealed = nil
 	if r.Phase == journal.Received {
@@ -166,7 +171,7 @@ func (c *Coordinator) settle(ctx context.Context, it store.Item, r journal.Recor
 		c.o.Logger.Warn("the journal could not be written; the store has the token", "login", it.Account, "error", err)
 	}
 	c.o.Changed(it)
-	return r
+	return r, nil
 }
 
 // refusedByStore is loud: until the store takes the token, a lost journal is a lost login.
@@ -241,7 +246,11 @@ func (c *Coordinator) saved(ctx context.Context, it store.Item) bool {
 	defer unlock()
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), saveLimit)
 	defer cancel()
-	return c.settle(ctx, it, c.record(ctx, it)).Sealed == nil
+	r, err := c.settle(ctx, it, c.record(ctx, it))
+	if err != nil {
+		c.o.Logger.Warn("a new token cannot be stored yet", "login", it.Account, "error", err)
+	}
+	return r.Sealed == nil
 }
 
 // lastSave is for the end of the process, of which a token that is only in memory would not survive.
@@ -262,8 +271,11 @@ func (c *Coordinator) Resume(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if r := c.record(ctx, it); r.Sealed != nil {
+		switch r := c.record(ctx, it); {
+		case r.Sealed != nil:
 			c.saved(ctx, it)
+		case r.Phase == journal.Called && !c.running(ctx, it):
+			c.o.Logger.Warn("a refresh was interrupted and may have used up the refresh token: the next one shows", "login", it.Account)
 		}
 	}
 	return nil

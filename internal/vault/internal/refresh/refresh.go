@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -47,6 +48,7 @@ var (
 	ErrNoProvider = errors.New("no provider of this name is configured, so nobody knows where to refresh it")
 
 	errClosed = errors.New("the credentials were closed")
+	errPanic  = errors.New("the refresh failed by a fault of credproxy; the log says where")
 )
 
 // LoginNeededError means that only a new login gives a new token. Its text has no part of any answer.
@@ -179,12 +181,34 @@ func (c *Coordinator) join(it store.Item, seen *grant.Grant) (*flight, error) {
 			c.mu.Unlock()
 			close(f.done)
 		}()
+		defer c.recovered(it, &f.err)
 		f.result, f.err = c.fly(it, seen)
 	}) {
 		return nil, errClosed
 	}
 	c.flights[it] = f
 	return f, nil
+}
+
+// recovered turns a panic into an error: what a provider has answered is written ahead, and the other logins go on. Of a
+// panic's value, which may hold a secret, only the type is logged, or the text if it is Go's own. It is deferred.
+func (c *Coordinator) recovered(it store.Item, err *error) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	what := fmt.Sprintf("%T", v)
+	if e, ok := v.(runtime.Error); ok {
+		what = e.Error()
+	}
+	var places []string
+	pcs := make([]uintptr, 16)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
+	for f, more := frames.Next(); more; f, more = frames.Next() {
+		places = append(places, fmt.Sprintf("%s:%d", f.Function, f.Line))
+	}
+	c.o.Logger.Error("panic in a refresh", "login", it.Account, "value", what, "places", places)
+	*err = errPanic
 }
 
 // atStep is called where a process may die; tests stop it there.
@@ -207,7 +231,10 @@ func (c *Coordinator) fly(it store.Item, seen *grant.Grant) (result, error) {
 func (c *Coordinator) locked(it store.Item, seen *grant.Grant) (result, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), attemptLimit)
 	defer cancel()
-	r := c.settle(ctx, it, c.record(ctx, it))
+	r, err := c.settle(ctx, it, c.record(ctx, it))
+	if err != nil {
+		return result{}, err
+	}
 	g, err := c.read(ctx, it)
 	if err != nil {
 		return result{}, err
