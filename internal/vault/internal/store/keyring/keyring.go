@@ -4,6 +4,7 @@
 //
 // Items are those of the original client of the protocol: attributes service and username on Linux, a generic password
 // with service and account on macOS. Each finds what the other stored, and an item is changed in place, whoever made it.
+// The locks of its items are taken as well (package peerlock), in directories below HOME.
 //
 // Not read: the kernel keyring (keyutils), in which the original keeps items on a Linux without a Secret Service. Those
 // items cannot be listed, and vanish with the login session.
@@ -13,13 +14,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/credproxy/credproxy/internal/privatedir"
+	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/filelock"
+	"github.com/credproxy/credproxy/internal/vault/internal/store/keyring/peerlock"
 )
 
 // limit is the time that the keyring has for one call. What does not answer in it is store.ErrUnavailable.
@@ -33,6 +38,15 @@ type Options struct {
 
 	// Bus is the D-Bus address of the Secret Service, Linux only; "" is that of the session.
 	Bus string
+
+	// Logger is told when a lock of the original client cannot be taken; nil discards.
+	Logger *slog.Logger
+}
+
+// locks are those of the items, the same for all systems.
+type locks struct {
+	dir   string // of ours
+	peers *peerlock.Locks
 }
 
 // Open returns the system's keyring. It reaches out to nothing yet: see Check.
@@ -40,7 +54,7 @@ func Open(o Options) (*Store, error) {
 	if !filepath.IsAbs(o.LockDir) {
 		return nil, fmt.Errorf("keyring: the directory for locks, %q, is not an absolute path", o.LockDir)
 	}
-	return open(o), nil
+	return open(o, locks{o.LockDir, peerlock.New(o.Logger)}), nil
 }
 
 var _ store.Store = (*Store)(nil)
@@ -54,17 +68,60 @@ func (s *Store) Version(ctx context.Context, it store.Item) (string, error) {
 	return "", begin(ctx, it)
 }
 
-// Lock implements [store.Store] with a lock file: no keyring has locks.
+// Lock implements [store.Store] with a lock file, as no keyring has locks. For a login it then takes the lock that the
+// original client takes when it refreshes one: in this order, so that of all our processes one at most waits for that.
 func (s *Store) Lock(ctx context.Context, it store.Item) (unlock func(), err error) {
 	if err := begin(ctx, it); err != nil {
 		return nil, err
 	}
-	dir, err := privatedir.Open(s.lockDir, true)
+	dir, err := privatedir.Open(s.locks.dir, true)
 	if err != nil {
 		return nil, fmt.Errorf("locks of the keyring: %w", err)
 	}
 	defer func() { _ = dir.Close() }()
-	return filelock.Lock(ctx, dir, it)
+	unlockOurs, err := filelock.Lock(ctx, dir, it)
+	if err != nil {
+		return nil, err
+	}
+	unlockTheirs, err := s.locks.peers.Refresh(ctx, it)
+	if err != nil {
+		unlockOurs()
+		return nil, err
+	}
+	return sync.OnceFunc(func() {
+		unlockTheirs()
+		unlockOurs()
+	}), nil
+}
+
+// Write implements [store.Store]. If several items have the name, all get the value: which one another program takes, if
+// it does not give up, nobody knows, and a refresh token that was used up would be the worst to find.
+func (s *Store) Write(ctx context.Context, it store.Item, value secret.String) error {
+	if err := begin(ctx, it); err != nil {
+		return err
+	}
+	if err := store.CheckValue(it, value); err != nil {
+		return err
+	}
+	return s.change(ctx, it, func() error { return s.write(ctx, it, value) })
+}
+
+// Delete implements [store.Store]. It deletes all items that have the name.
+func (s *Store) Delete(ctx context.Context, it store.Item) error {
+	if err := begin(ctx, it); err != nil {
+		return err
+	}
+	return s.change(ctx, it, func() error { return s.remove(ctx, it) })
+}
+
+// change runs f while the original client does not change the item.
+func (s *Store) change(ctx context.Context, it store.Item, f func() error) error {
+	unlock, err := s.locks.peers.Write(ctx, it)
+	if err != nil {
+		return wrap(it, err)
+	}
+	defer unlock()
+	return wrap(it, f())
 }
 
 func begin(ctx context.Context, it store.Item) error {

@@ -15,9 +15,9 @@ import (
 // Store is the default keychain of macOS, through /usr/bin/security, which needs no cgo and whose items the person can see
 // in Keychain Access. It is safe for concurrent use. This file is compiled and vetted, but has not run on a Mac in this
 // project's tests; what security prints is parsed in keychain.go, which is tested.
-type Store struct{ lockDir string }
+type Store struct{ locks locks }
 
-func open(o Options) *Store { return &Store{lockDir: o.LockDir} }
+func open(_ Options, l locks) *Store { return &Store{locks: l} }
 
 // Close does nothing.
 func (s *Store) Close() error { return nil }
@@ -79,14 +79,8 @@ func (s *Store) Read(ctx context.Context, it store.Item) (secret.String, error) 
 	return v, wrap(it, err)
 }
 
-// Write implements [store.Store]. It reads what it has written: security -i does not tell of every failure.
-func (s *Store) Write(ctx context.Context, it store.Item, value secret.String) error {
-	if err := begin(ctx, it); err != nil {
-		return err
-	}
-	if err := store.CheckValue(it, value); err != nil {
-		return err
-	}
+// write reads what it has written: security -i does not tell of every failure.
+func (s *Store) write(ctx context.Context, it store.Item, value secret.String) error {
 	line, err := addCommand(it, value)
 	if err == nil {
 		_, _, err = security(ctx, line.Reveal(), "-i")
@@ -98,19 +92,15 @@ func (s *Store) Write(ctx context.Context, it store.Item, value secret.String) e
 	if err == nil && !stored.Equal(value) {
 		err = errors.New("the keychain has another value than was written: someone else wrote it, or the keychain refused it")
 	}
-	return wrap(it, err)
+	return err
 }
 
-// Delete implements [store.Store].
-func (s *Store) Delete(ctx context.Context, it store.Item) error {
-	if err := begin(ctx, it); err != nil {
-		return err
-	}
+func (s *Store) remove(ctx context.Context, it store.Item) error {
 	_, _, err := security(ctx, "", "delete-generic-password", "-s", it.Service, "-a", it.Account)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
-	return wrap(it, err)
+	return err
 }
 
 // List implements [store.Store].

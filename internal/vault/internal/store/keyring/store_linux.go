@@ -17,7 +17,7 @@ import (
 // It speaks the protocol itself: zalando/go-keyring, which finds the same items, cannot list them, looks into one
 // collection only, and waits without a limit for a service that hangs.
 type Store struct {
-	lockDir string
+	locks   locks
 	address string
 
 	// turn is held by whoever uses conn itself (not what it points to). It is a channel so that waiting ends with the
@@ -26,8 +26,8 @@ type Store struct {
 	conn *service
 }
 
-func open(o Options) *Store {
-	return &Store{lockDir: o.LockDir, address: o.Bus, turn: make(chan struct{}, 1)}
+func open(o Options, l locks) *Store {
+	return &Store{locks: l, address: o.Bus, turn: make(chan struct{}, 1)}
 }
 
 // Close closes the connection. A call after it connects again.
@@ -118,15 +118,7 @@ func (s *Store) Read(ctx context.Context, it store.Item) (v secret.String, err e
 	return v, wrap(it, err)
 }
 
-// Write implements [store.Store]. If several items have the name, all get the value: which one another program takes, if
-// it does not give up, nobody knows, and a refresh token that was used up would be the worst to find.
-func (s *Store) Write(ctx context.Context, it store.Item, value secret.String) error {
-	if err := begin(ctx, it); err != nil {
-		return err
-	}
-	if err := store.CheckValue(it, value); err != nil {
-		return err
-	}
+func (s *Store) write(ctx context.Context, it store.Item, value secret.String) error {
 	update := func(c *service) (found bool, err error) {
 		items, err := c.find(ctx, attributes(it))
 		for _, item := range items {
@@ -134,7 +126,7 @@ func (s *Store) Write(ctx context.Context, it store.Item, value secret.String) e
 		}
 		return len(items) > 0, err
 	}
-	err := s.do(ctx, func(c *service) error {
+	return s.do(ctx, func(c *service) error {
 		if found, err := update(c); found || err != nil {
 			return err
 		}
@@ -149,15 +141,10 @@ func (s *Store) Write(ctx context.Context, it store.Item, value secret.String) e
 		}
 		return c.create(ctx, label(it), attributes(it), value.Reveal())
 	})
-	return wrap(it, err)
 }
 
-// Delete implements [store.Store]. It deletes all items that have the name.
-func (s *Store) Delete(ctx context.Context, it store.Item) error {
-	if err := begin(ctx, it); err != nil {
-		return err
-	}
-	return wrap(it, s.do(ctx, func(c *service) error {
+func (s *Store) remove(ctx context.Context, it store.Item) error {
+	return s.do(ctx, func(c *service) error {
 		items, err := c.find(ctx, attributes(it))
 		for _, item := range items {
 			if removeErr := c.remove(ctx, item); !errors.Is(removeErr, errGone) {
@@ -165,7 +152,7 @@ func (s *Store) Delete(ctx context.Context, it store.Item) error {
 			}
 		}
 		return err
-	}))
+	})
 }
 
 // List implements [store.Store].

@@ -11,11 +11,11 @@ import (
 )
 
 // Store is a keyring that is not there.
-type Store struct{ lockDir string }
+type Store struct{ locks locks }
 
 var errNone = fmt.Errorf("%w: credproxy knows no keyring on this system", store.ErrUnavailable)
 
-func open(o Options) *Store { return &Store{lockDir: o.LockDir} }
+func open(_ Options, l locks) *Store { return &Store{locks: l} }
 
 // Close does nothing.
 func (s *Store) Close() error { return nil }
@@ -24,7 +24,7 @@ func (s *Store) Close() error { return nil }
 func (s *Store) Read(context.Context, store.Item) (secret.String, error) {
 	return secret.String{}, errNone
 }
-func (s *Store) Write(context.Context, store.Item, secret.String) error { return errNone }
-func (s *Store) Delete(context.Context, store.Item) error               { return errNone }
+func (s *Store) write(context.Context, store.Item, secret.String) error { return errNone }
+func (s *Store) remove(context.Context, store.Item) error               { return errNone }
 func (s *Store) List(context.Context, string) ([]string, error)         { return nil, errNone }
 func (s *Store) Check(context.Context) error                            { return errNone }

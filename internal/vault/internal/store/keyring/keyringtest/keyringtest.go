@@ -40,7 +40,20 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
   </policy>
 </busconfig>`
 
-// New is a session with a bus and no keyring.
+// Home gives the test a home directory of its own in dir: the keyring store takes locks below HOME.
+func Home(t *testing.T, dir string) {
+	t.Helper()
+	home := filepath.Join(dir, "home")
+	if err := os.Mkdir(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HOME", home)
+	for _, name := range []string{"LLXPRT_LOG_HOME", "LLXPRT_CONFIG_HOME", "XDG_STATE_HOME"} {
+		t.Setenv(name, "")
+	}
+}
+
+// New is a session with a bus and no keyring. HOME is that of the session from now on.
 func New(t *testing.T) *Session {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "credproxy-keyring-")
@@ -49,7 +62,8 @@ func New(t *testing.T) *Session {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	s := &Session{Dir: dir}
-	for _, sub := range []string{"home", "run", "control"} {
+	Home(t, dir)
+	for _, sub := range []string{"run", "control"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
 			t.Fatal(err)
 		}
