@@ -195,23 +195,29 @@ confidential = ["*"]
 	h.login("confidential")
 
 	// A provider whose answer holds the refresh token under names that may go inside.
-	s.Fault(oauthtest.Token, oauthtest.Fault{Edit: func(a map[string]any) {
+	hiding := oauthtest.Fault{Edit: func(a map[string]any) {
 		rt := a["refresh_token"].(string)
 		a["account_id"] = rt
 		a["id_token"] = "x." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"me"}`)) + ".y"
 		a["profile"] = map[string]any{"plan": "pro", "deep": []any{map[string]any{"refresh_token": rt, "Refresh-Token": rt}}, "note": "token " + rt}
 		a["listed"] = []any{"a", []any{rt}}
-	}}, 1)
+	}}
+	s.Fault(oauthtest.Token, hiding, 1)
 	h.login("hiding")
+	h.login("hiding/refreshed")
+	for i := range 4 {
+		h.login(fmt.Sprintf("acme/refused-%d", i))
+	}
 	// Refusals with the secrets of the request in their bodies.
-	for _, f := range []oauthtest.Fault{
+	refusals := []oauthtest.Fault{
 		{AfterIssue: true, Status: http.StatusBadRequest, Edit: func(a map[string]any) { a["error"] = "invalid_grant" }},
 		{AfterIssue: true, Status: http.StatusInternalServerError, Edit: func(a map[string]any) {
 			a["error"], a["error_description"] = a["refresh_token"], a["access_token"]
 		}},
 		{AfterIssue: true, Status: http.StatusOK, Edit: func(a map[string]any) { a["error"] = a["refresh_token"]; delete(a, "access_token") }},
 		{AfterIssue: true, DropAfter: 60, Drop: true},
-	} {
+	}
+	for _, f := range refusals {
 		s.Fault(oauthtest.Token, f, 1)
 		if r, _ := h.tryLogin("acme/refused"); r.code == 0 {
 			t.Errorf("the provider refused and the login succeeded: %v", r)
@@ -228,13 +234,29 @@ confidential = ["*"]
 	p := h.serve("--profile", "canary", "-v")
 	wire := tap(t, h, p.socket)
 
+	// Refreshes that go well, also with the refresh token in every field, and some that are refused in all these ways.
+	s.Fault(oauthtest.Token, hiding, 1)
+	inner := h.inside(wire.path)
+	for _, login := range []string{"hiding/refreshed", "confidential"} {
+		inner.must("auth", "refresh", login, "-v")
+	}
+	for _, f := range refusals {
+		s.Fault(oauthtest.Token, f, 1)
+	}
+	var refused sync.WaitGroup
+	for i := range refusals {
+		refused.Go(func() { inner.run("auth", "refresh", fmt.Sprintf("acme/refused-%d", i), "-v") })
+	}
+	refused.Wait()
+	s.ClearFaults()
+
 	// Inside, through the tap. First what may show a token, apart from the rest; then everything else.
 	in := h.inside(wire.path)
 	showing := &transcript{}
 	show := *in
 	show.said = showing
 	for _, args := range [][]string{
-		{"token", "acme"}, {"token", "acme/work", "--json"}, {"token", "hiding", "--json"}, {"token", "confidential", "--json"}, {"key", "get", "openai"},
+		{"token", "acme"}, {"token", "acme/work", "--json"}, {"token", "hiding", "--json"}, {"token", "hiding/refreshed", "--json"}, {"token", "confidential", "--json"}, {"key", "get", "openai"},
 	} {
 		show.must(args...)
 	}
@@ -246,13 +268,15 @@ confidential = ["*"]
 		{"token", "nobody"}, {"token", "other"}, {"key", "get", "hidden"}, {"key", "get", "acme-secret"}, {"key", "get", "nothing"}, {"key", "list"},
 		{"key", "list", "--json"}, {"key", "set", "openai"}, {"key", "remove", "openai"}, {"auth", "status"}, {"auth", "status", "--json"},
 		{"auth", "login", "acme"}, {"auth", "refresh", "acme"}, {"auth", "logout", "acme/nowhere"}, {"auth", "logout", "acme/work"},
+		{"auth", "refresh", "acme/work"}, {"auth", "refresh", "acme/refused-0"}, {"auth", "refresh", "confidential"},
 		{"providers"}, {"providers", "--json"}, {"profile", "list"}, {"doctor"}, {"version"}, {"key", "get"}, {"key", "set", "x", apiKey},
 	} {
 		in.run(append(args, "-v")...)
 	}
 	// The same on the host.
 	for _, args := range [][]string{
-		{"auth", "status"}, {"auth", "status", "--json"}, {"auth", "refresh", "acme"}, {"auth", "refresh", "nobody"}, {"providers"},
+		{"auth", "status"}, {"auth", "status", "--json"}, {"auth", "refresh", "acme"}, {"auth", "refresh", "nobody"},
+		{"auth", "refresh", "acme/refused-2"}, {"auth", "refresh", "hiding"}, {"providers"},
 		{"providers", "--json"}, {"profile", "list"}, {"profile", "show", "canary"}, {"doctor"}, {"key", "list"}, {"key", "list", "--json"},
 		{"key", "set", "x", apiKey}, {"key", "set", apiKey + apiKey + apiKey}, {"auth", "logout", "hiding", "--revoke"}, {"auth", "login", "acme", "--flow", "device"},
 		{"key", "get", "nothing"}, {"token", "nobody"}, {"run", "--engine", "bwrap", "--", "/nowhere"},

@@ -63,6 +63,18 @@ func (h *host) python(s *oauthtest.Server, socket, chapter string, args ...strin
 	for d := -5 * time.Minute; d <= time.Minute; d += time.Second {
 		text = strings.ReplaceAll(text, fmt.Sprintf(`"expiry": %d`, in.Add(d).Unix()), `"expiry": IN-AN-HOUR`)
 	}
+	justNow := func(what string, in time.Duration) {
+		text = regexp.MustCompile(fmt.Sprintf(`"%s": (\d+)`, what)).ReplaceAllStringFunc(text, func(member string) string {
+			var at int64
+			fmt.Sscanf(member[len(what)+4:], "%d", &at)
+			if off := time.Until(time.Unix(at, 0).Add(-in)); off < -time.Minute || off > time.Second {
+				h.t.Errorf("client.py %s: %s is %v off", chapter, member, off)
+			}
+			return fmt.Sprintf(`"%s": RIGHT`, what)
+		})
+	}
+	justNow("lastRefresh", 0)
+	justNow("renewsAt", 54*time.Minute) // of an hour: a tenth ahead
 	return text
 }
 

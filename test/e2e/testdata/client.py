@@ -225,7 +225,31 @@ def operations(version):
     for name in ["set_api_key", "save_api_key", "remove_api_key", "delete_api_key"]:
         op(name, name, {"name": "openai", "key": "x"})
 
-    op("refresh_token", "refresh_token", {"provider": "acme"})
+    def refresh(case, **payload):
+        answer = c.call("refresh_token", payload)
+        needed = not answer["ok"] and answer["error"].startswith("login needed: ")
+        say("v%d %s" % (version, case), text(answer, version=version) + (", login needed" if needed else ""))
+        return answer.get("data")
+
+    # Another login for each version: the provider is asked once in 30 s.
+    mine = ["acme", "other"][version - 1]
+    token = refresh("refresh_token", provider=mine)
+    refresh("refresh_token again", provider=mine, bucket="default")
+    op("get it", "get_token", {"provider": mine})
+    op("how it stands", "get_bucket_stats", {"provider": mine, "detail": True})
+    op("how it stands: detail is false", "get_bucket_stats", {"provider": mine, "detail": False})
+    op("how it stands: detail is 1", "get_bucket_stats", {"provider": mine, "detail": 1})
+    op("save_token, expired", "save_token", {"provider": mine, "token": {"access_token": "test-saved-4", "expiry": 1, "token_type": "Bearer"}})
+    retry = c.call("refresh_token", {"provider": mine})
+    say("v%d refresh_token within 30 s" % version, "%s, again within 30 s: %s" % (retry["code"], 1 <= retry.get("retryAfter", 0) <= 30))
+    op("how it stands, expired", "get_bucket_stats", {"provider": mine, "detail": True})
+    op("save_token, as it was", "save_token", {"provider": mine, "token": token})
+    refresh("refresh_token nowhere", provider="acme", bucket="nowhere")
+    refresh("refresh_token nobody", provider="nobody")
+    op("save_token, no refresh token", "save_token", {"provider": "mine", "token": {"access_token": "test-saved-5", "expiry": 1, "token_type": "Bearer"}})
+    refresh("refresh_token of it", provider="mine")
+    op("how it stands, without", "get_bucket_stats", {"provider": "mine", "detail": True})
+    op("remove it", "remove_token", {"provider": "mine"})
     op("oauth_initiate", "oauth_initiate", {"provider": "acme"})
     op("oauth_initiate with a flow", "oauth_initiate", {"provider": "acme", "flow": "device_code"})
     op("oauth_initiate with no flow type", "oauth_initiate", {"provider": "acme", "flow": "carrier_pigeon"})
