@@ -75,6 +75,7 @@ func (a *attempt) ask(ctx context.Context) (*grant.Grant, error) {
 func (a *attempt) received(answer provider.Answer) {
 	ctx, cancel := context.WithTimeout(context.Background(), saveLimit)
 	defer cancel()
+	atStep("after the answer was read")
 	sealed, err := a.c.sealPayload(ctx, a.it, payload{base: a.base, old: a.old, answer: answer})
 	if sealed != nil {
 		a.record.Phase, a.record.Sealed = journal.Received, sealed

@@ -223,6 +223,7 @@ func (c *Coordinator) fly(it store.Item, seen *grant.Grant) (result, error) {
 		return result{}, fmt.Errorf("waiting for the refresh of %s by another process: %w", it.Account, err)
 	}
 	defer unlock()
+	atStep("after the lock")
 	defer atStep("before the unlock")
 	return c.locked(it, seen)
 }
