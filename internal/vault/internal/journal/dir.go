@@ -53,7 +53,7 @@ func readFile(root *os.Root, name, account string) (found, error) {
 	case c.newer:
 		return found{content: content{seq: c.seq, sum: c.sum}, info: info}, errNewer
 	case c.seq == 0:
-		return found{info: info}, errDamaged
+		return found{info: info}, fmt.Errorf("%w: neither half is whole", errDamaged)
 	case c.entry.Account != account:
 		return found{info: info}, fmt.Errorf("%w: it is the journal of another login", errDamaged)
 	}

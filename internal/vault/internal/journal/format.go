@@ -29,7 +29,7 @@ const (
 )
 
 var (
-	errDamaged  = errors.New("it is damaged: neither half is whole")
+	errDamaged  = errors.New("it is damaged")
 	errNewer    = errors.New("a newer version of credproxy has written it: use that one, or finish its refresh there before going back")
 	errTooLarge = errors.New("the record is too large")
 )

@@ -1,0 +1,449 @@
+package journal_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/credproxy/credproxy/internal/vault/internal/journal"
+	"github.com/credproxy/credproxy/internal/vault/internal/store"
+	"github.com/credproxy/credproxy/internal/vault/internal/store/filelock"
+)
+
+func init() {
+	roles["write for ever"] = writeForEver
+	roles["take turns"] = takeTurns
+	roles["fill the disk"] = fillTheDisk
+	roles["read-only"] = readOnly
+	roles["another user"] = anotherUser
+}
+
+// inNamespace gives the child a user and mount namespace of its own, where it is the user uid; the mounts go with it.
+func inNamespace(cmd *exec.Cmd, uid int) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: os.Getgid(), Size: 1}},
+	}
+}
+
+func run(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EACCES) {
+		t.Fatalf("this test needs a user namespace of its own: run as root, or set the sysctls kernel.unprivileged_userns_clone=1 and user.max_user_namespaces above 0: %v", err)
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+func notDurable(err error, says string) error {
+	if !errors.Is(err, journal.ErrNotDurable) || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
+		return fmt.Errorf("error %w, want one that says %q", err, says)
+	}
+	return nil
+}
+
+// At every moment, and after kill -9 at any, a reader finds a whole record that is not older than the last one whose Write had
+// returned when it began.
+func TestKill(t *testing.T) {
+	dir := newDir(t)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	j := open(t, dir)
+	read := func(atLeast int64) (n int) {
+		t.Helper()
+		r, err := j.Read(t.Context(), item)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err = generationOf(r)
+		if err != nil || int64(n) < atLeast {
+			t.Fatalf("number %d after %d was written: %v", n, atLeast, err)
+		}
+		return n
+	}
+	for range 30 {
+		cmd := child(t, "write for ever", dir)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var written atomic.Int64
+		ended := make(chan struct{})
+		begun := make(chan struct{})
+		go func() {
+			defer close(ended)
+			for scanner := bufio.NewScanner(out); scanner.Scan(); {
+				if n, err := strconv.Atoi(scanner.Text()); err == nil {
+					if written.Swap(int64(n)) == 0 {
+						close(begun)
+					}
+				}
+			}
+		}()
+		<-begun
+		start := time.Now()
+		for wait := rand.N(20 * time.Millisecond); time.Since(start) < wait; {
+			read(written.Load())
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-ended // all that it has said
+		_ = cmd.Wait()
+		n := read(written.Load())
+		write(t, j, item, generation(n+1, 80)) // the next process goes on
+		read(int64(n + 1))
+	}
+	for name := range strings.FieldsSeq(names(t, dir)) {
+		if name != itemFile && !strings.HasPrefix(name, ".atomicfile-") {
+			t.Errorf("left: %s", name)
+		}
+	}
+}
+
+func writeForEver(dir string) int {
+	ctx := context.Background()
+	j, err := newJournal(dir)
+	if err != nil {
+		return complain("%v", err)
+	}
+	r, err := j.Read(ctx, item)
+	if err != nil {
+		return complain("%v", err)
+	}
+	for n := r.Status + 1; ; n++ {
+		if err := j.Write(ctx, item, generation(n, n*997%11000), n*n%9000); err != nil {
+			return complain("%v", err)
+		}
+		fmt.Println(n)
+	}
+}
+
+// Processes that take turns lose no record of each other.
+func TestProcessesTakeTurns(t *testing.T) {
+	dir := t.TempDir()
+	const n = 4
+	var cmds []*exec.Cmd
+	for range n {
+		cmd := child(t, "take turns", dir)
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		cmds = append(cmds, cmd)
+	}
+	for _, cmd := range cmds {
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	wantGeneration(t, open(t, filepath.Join(dir, "journal")), item, n*turns)
+}
+
+const turns = 25
+
+func takeTurns(dir string) int {
+	ctx := context.Background()
+	j, err := newJournal(filepath.Join(dir, "journal"))
+	if err != nil {
+		return complain("%v", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return complain("%v", err)
+	}
+	for range turns {
+		unlock, err := filelock.Lock(ctx, root, item)
+		if err != nil {
+			return complain("%v", err)
+		}
+		r, err := j.Read(ctx, item)
+		if err == nil && r.Status > 0 {
+			_, err = generationOf(r)
+		}
+		if err == nil {
+			err = j.Write(ctx, item, generation(r.Status+1, r.Status*100%9000), 0)
+		}
+		unlock()
+		if err != nil {
+			return complain("%v", err)
+		}
+	}
+	return 0
+}
+
+func TestFullDisk(t *testing.T) {
+	cmd := child(t, "fill the disk", t.TempDir())
+	inNamespace(cmd, 0)
+	run(t, cmd)
+}
+
+func fillTheDisk(dir string) int {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=512k,mode=0700"); err != nil {
+		return complain("mount a tmpfs: %v", err)
+	}
+	ctx := context.Background()
+	dir = filepath.Join(dir, "journal")
+	j, err := newJournal(dir)
+	if err != nil {
+		return complain("%v", err)
+	}
+	other, err := newJournal(dir)
+	if err != nil {
+		return complain("%v", err)
+	}
+	begun, late, broken := item, login("late:a"), login("broken:a")
+	for n, it := range []store.Item{begun, broken} {
+		if err := j.Write(ctx, it, generation(n+1, 8), 9000); err != nil {
+			return complain("%v", err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "broken%3aa.journal"), []byte(strings.Repeat("x", 2*half)), 0o600); err != nil {
+		return complain("%v", err)
+	}
+	ballast, err := os.Create(filepath.Join(dir, "ballast"))
+	if err != nil {
+		return complain("%v", err)
+	}
+	for page := make([]byte, 4096); ; {
+		if _, err := ballast.Write(page); errors.Is(err, syscall.ENOSPC) {
+			break
+		} else if err != nil {
+			return complain("%v", err)
+		}
+	}
+	steps := []struct {
+		what string
+		err  error
+	}{
+		{"the answer has its place", j.Write(ctx, begun, generation(3, 9000), 0)},
+		{"and is durable", checkGeneration(other, begun, 3)},
+		{"more room than there is is no failure", j.Write(ctx, begun, generation(4, 9000), 100_000)},
+		{"and the record is durable", checkGeneration(other, begun, 4)},
+		{"a first record has none", notDurable(j.Write(ctx, late, generation(5, 8), 0), "no space left on device")},
+		{"it is held", checkGeneration(j, late, 5)},
+		{"by this process alone", checkGeneration(other, late, 0)},
+		{"so is one that is too large", notDurable(j.Write(ctx, begun, generation(6, 40_000), 0), "no space left on device")},
+		{"it is held too", checkGeneration(j, begun, 6)},
+		{"the one before is on disk", checkGeneration(other, begun, 4)},
+		{"a damaged file's blocks are used", j.Write(ctx, broken, generation(7, 9000), 0)},
+		{"which is durable", checkGeneration(other, broken, 7)},
+	}
+	for _, s := range steps {
+		if s.err != nil {
+			return complain("%s: %v", s.what, s.err)
+		}
+	}
+	if d, err := j.Check(ctx); d != "" || !errors.Is(err, syscall.ENOSPC) {
+		return complain("Check = %q, %v", d, err)
+	}
+	if list, err := j.List(ctx); err != nil || len(list) != 3 {
+		return complain("List = %v, %v", list, err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 3 {
+		return complain("left: %v, %v", entries, err)
+	}
+	if err := ballast.Truncate(0); err != nil {
+		return complain("%v", err)
+	}
+	for _, s := range []struct {
+		what string
+		err  error
+	}{
+		{"with room again", j.Write(ctx, late, generation(8, 8), 0)},
+		{"it is durable", checkGeneration(other, late, 8)},
+		{"a large one", j.Write(ctx, begun, generation(9, 40_000), 0)},
+		{"is durable", checkGeneration(other, begun, 9)},
+		{"nothing is held", j.Close()},
+	} {
+		if s.err != nil {
+			return complain("%s: %v", s.what, s.err)
+		}
+	}
+	if d, err := j.Check(ctx); d != dir || err != nil {
+		return complain("Check = %q, %v", d, err)
+	}
+	return 0
+}
+
+func TestReadOnlyFileSystem(t *testing.T) {
+	dir := t.TempDir()
+	write(t, open(t, filepath.Join(dir, "a")), item, generation(1, 8))
+	write(t, open(t, filepath.Join(dir, "a")), login("gone:a"), generation(1, 8))
+	cmd := child(t, "read-only", dir)
+	inNamespace(cmd, 0)
+	run(t, cmd)
+	// The one that is writable again has the older records.
+	j := open(t, filepath.Join(dir, "a"), filepath.Join(dir, "b"))
+	wantGeneration(t, j, item, 302)
+	wantGeneration(t, j, login("gone:a"), 0)
+}
+
+// remount makes the bind mount at dir read-only or writable.
+func remount(dir string, flag uintptr) error {
+	// The flags that the file system has already cannot be taken away in a user namespace.
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return err
+	}
+	kept := uintptr(st.Flags) & (syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC | syscall.MS_NOATIME | syscall.MS_NODIRATIME)
+	if err := syscall.Mount("", dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RELATIME|kept|flag, ""); err != nil {
+		return fmt.Errorf("remount: %w", err)
+	}
+	return nil
+}
+
+// readOnly has a first directory that turns read-only and back again while readers look, and a second that does not.
+func readOnly(dir string) int {
+	ctx := context.Background()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	if err := syscall.Mount(a, a, "", syscall.MS_BIND, ""); err != nil {
+		return complain("bind: %v", err)
+	}
+	if err := remount(a, syscall.MS_RDONLY); err != nil {
+		return complain("%v", err)
+	}
+	alone, err := newJournal(a)
+	if err != nil {
+		return complain("%v", err)
+	}
+	j, err := newJournal(a, b)
+	if err != nil {
+		return complain("%v", err)
+	}
+	other, err := newJournal(a, b)
+	if err != nil {
+		return complain("%v", err)
+	}
+	gone := login("gone:a")
+	for _, s := range []struct {
+		what string
+		err  error
+	}{
+		{"alone", notDurable(alone.Write(ctx, item, generation(2, 8), 0), "read-only file system")},
+		{"it is held", checkGeneration(alone, item, 2)},
+		{"a removal that is not durable", notDurable(alone.Remove(ctx, gone), "read-only file system")},
+		{"holds here", checkGeneration(alone, gone, 0)},
+		{"and here only", checkGeneration(other, gone, 1)},
+		{"the second directory", j.Write(ctx, item, generation(2, 8), 0)},
+		{"has the newest", checkGeneration(other, item, 2)},
+		{"a removal", j.Remove(ctx, gone)},
+		{"is durable", checkGeneration(other, gone, 0)},
+	} {
+		if s.err != nil {
+			return complain("%s: %v", s.what, s.err)
+		}
+	}
+	if d, err := j.Check(ctx); d != b || !errors.Is(err, syscall.EROFS) {
+		return complain("Check = %q, %v", d, err)
+	}
+	if list, err := other.List(ctx); err != nil || len(list) != 1 || list[0] != item {
+		return complain("List = %v, %v", list, err)
+	}
+
+	done, failed := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer close(failed)
+		for last := 2; ; {
+			r, err := other.Read(ctx, item)
+			n, broken := generationOf(r)
+			if err != nil || broken != nil || n < last {
+				failed <- fmt.Errorf("number %d after %d: %w, %w", n, last, err, broken)
+				return
+			}
+			last = n
+			select {
+			case <-done:
+				return
+			default:
+			}
+		}
+	}()
+	for n := 3; n <= 302; n++ {
+		if n%10 == 0 {
+			flag := uintptr(0)
+			if n%20 == 0 {
+				flag = syscall.MS_RDONLY
+			}
+			if err := remount(a, flag); err != nil {
+				return complain("%v", err)
+			}
+		}
+		if err := j.Write(ctx, item, generation(n, n*37%9000), 0); err != nil {
+			return complain("%v", err)
+		}
+	}
+	close(done)
+	if err := <-failed; err != nil {
+		return complain("%v", err)
+	}
+	return 0
+}
+
+// A directory that does not let a file be made or removed, with a file that can be written to.
+func TestReadOnlyDirectory(t *testing.T) {
+	dir := t.TempDir()
+	write(t, open(t, filepath.Join(dir, "journal")), item, generation(1, 8))
+	chmod(t, filepath.Join(dir, "journal"), 0o500)
+	cmd := child(t, "another user", dir)
+	inNamespace(cmd, 1000) // root, even of a namespace, may do anything
+	run(t, cmd)
+	wantGeneration(t, open(t, filepath.Join(dir, "journal")), item, 0)
+}
+
+func anotherUser(dir string) int {
+	ctx := context.Background()
+	dir = filepath.Join(dir, "journal")
+	j, err := newJournal(dir)
+	if err != nil {
+		return complain("%v", err)
+	}
+	other, err := newJournal(dir)
+	if err != nil {
+		return complain("%v", err)
+	}
+	for _, s := range []struct {
+		what string
+		err  error
+	}{
+		{"in place", j.Write(ctx, item, generation(2, 9000), 0)},
+		{"is durable", checkGeneration(other, item, 2)},
+		{"again", j.Write(ctx, item, generation(3, 9000), 0)},
+		{"is durable", checkGeneration(other, item, 3)},
+		{"more room than can be had is no failure", j.Write(ctx, item, generation(4, 8), 50_000)},
+		{"a new file", notDurable(j.Write(ctx, login("new:a"), generation(5, 8), 0), "permission denied")},
+		{"a removal", j.Remove(ctx, item)},
+		{"is durable", checkGeneration(other, item, 0)},
+	} {
+		if s.err != nil {
+			return complain("%s: %v", s.what, s.err)
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(dir, itemFile))
+	if err != nil || strings.Contains(string(data), "00000") || strings.Contains(string(data), "sealed") {
+		return complain("the records are still in the file: %v", err)
+	}
+	if d, err := j.Check(ctx); d != "" || !errors.Is(err, syscall.EACCES) {
+		return complain("Check = %q, %v", d, err)
+	}
+	return 0
+}
