@@ -1,8 +1,9 @@
 // Package memory is a store that ends with its process: [New]. Tests of the layers above use it, and whoever wants to
-// run a proxy without leaving anything behind.
+// run a proxy without leaving anything behind. [Store.Refuse] makes it one that is locked or full for a while.
 package memory
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -21,6 +22,8 @@ type Store struct {
 	versions map[store.Item]uint64 // of every item that ever was, so that no version comes twice
 	changes  uint64
 	locks    map[store.Item]chan struct{} // holds one token while nobody has the lock
+
+	reads, writes error // see Refuse
 }
 
 var _ store.Store = (*Store)(nil)
@@ -37,6 +40,23 @@ func New() *Store {
 // Name is "memory".
 func (s *Store) Name() string { return "memory" }
 
+// Refuse makes the store fail from now on, as one on a disk or in a keyring does: Read, List and Version with reads, Write and
+// Delete with writes, Check with the first that is not nil. What is stored stays, and locks are not concerned, for they are
+// no part of a keyring or of a full disk. Nil means that these work, so Refuse(nil, nil) ends it.
+func (s *Store) Refuse(reads, writes error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reads, s.writes = reads, writes
+}
+
+// refused is the error of an operation on an item that is refused with cause; nil if it is not.
+func refused(it store.Item, cause error) error {
+	if cause == nil {
+		return nil
+	}
+	return fmt.Errorf("item %s: %w", it, cause)
+}
+
 // Read implements [store.Store].
 func (s *Store) Read(ctx context.Context, it store.Item) (secret.String, error) {
 	if err := begin(ctx, it); err != nil {
@@ -44,6 +64,9 @@ func (s *Store) Read(ctx context.Context, it store.Item) (secret.String, error) 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := refused(it, s.reads); err != nil {
+		return secret.String{}, err
+	}
 	v, ok := s.values[it]
 	if !ok {
 		return secret.String{}, fmt.Errorf("item %s: %w", it, store.ErrNotFound)
@@ -61,6 +84,9 @@ func (s *Store) Write(ctx context.Context, it store.Item, value secret.String) e
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := refused(it, s.writes); err != nil {
+		return err
+	}
 	s.values[it] = value
 	s.changedLocked(it)
 	return nil
@@ -73,6 +99,9 @@ func (s *Store) Delete(ctx context.Context, it store.Item) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := refused(it, s.writes); err != nil {
+		return err
+	}
 	if _, ok := s.values[it]; ok {
 		delete(s.values, it)
 		s.changedLocked(it)
@@ -92,6 +121,9 @@ func (s *Store) List(ctx context.Context, service string) ([]string, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.reads != nil {
+		return nil, fmt.Errorf("items of %s: %w", service, s.reads)
+	}
 	var accounts []string
 	for it := range maps.Keys(s.values) {
 		if it.Service == service {
@@ -109,6 +141,9 @@ func (s *Store) Version(ctx context.Context, it store.Item) (string, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := refused(it, s.reads); err != nil {
+		return "", err
+	}
 	return strconv.FormatUint(s.versions[it], 10), nil
 }
 
@@ -133,8 +168,12 @@ func (s *Store) Lock(ctx context.Context, it store.Item) (unlock func(), err err
 	}
 }
 
-// Check implements [store.Store]: memory is always there.
-func (s *Store) Check(ctx context.Context) error { return ctx.Err() }
+// Check implements [store.Store]: memory is always there, unless it refuses.
+func (s *Store) Check(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(ctx.Err(), s.reads, s.writes)
+}
 
 // Close does nothing: what is stored lives as long as s.
 func (s *Store) Close() error { return nil }
