@@ -19,7 +19,7 @@ var item = store.Item{Service: store.ServiceLogins, Account: "acme:default"}
 func options(t *testing.T, kind, bus string) backend.Options {
 	t.Helper()
 	dir := t.TempDir()
-	return backend.Options{Kind: kind, Dir: filepath.Join(dir, "files"), LockDir: filepath.Join(dir, "locks"), Bus: bus}
+	return backend.Options{Kind: kind, Dir: filepath.Join(dir, "files"), LockDir: filepath.Join(dir, "locks"), RecoveryDir: filepath.Join(dir, "recovery"), Bus: bus}
 }
 
 func open(t *testing.T, o backend.Options) *backend.Store {
@@ -107,7 +107,7 @@ func TestKinds(t *testing.T) {
 	}
 	for _, o := range []backend.Options{
 		{Kind: "paper", Dir: "/a", LockDir: "/b"}, {Dir: "/a", LockDir: "/b"}, {Kind: "file", Dir: "a", LockDir: "/b"},
-		{Kind: "keyring", LockDir: "b"}, {Kind: "file", Dir: "/a", LockDir: "/b", Key: "paper"},
+		{Kind: "keyring", LockDir: "b"}, {Kind: "keyring", LockDir: "/b", RecoveryDir: "c"}, {Kind: "file", Dir: "/a", LockDir: "/b", Key: "paper"},
 	} {
 		if _, err := backend.Open(t.Context(), o); err == nil {
 			t.Errorf("%+v was opened", o)
@@ -118,4 +118,97 @@ func TestKinds(t *testing.T) {
 	if _, err := backend.Open(ctx, options(t, "auto", nowhere)); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
+}
+
+func seal(t *testing.T, s *backend.Store, plain string) []byte {
+	t.Helper()
+	sealer, err := s.Sealer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := sealer.Seal([]byte(plain))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sealed
+}
+
+func wantSealed(t *testing.T, s *backend.Store, sealed []byte, want string) {
+	t.Helper()
+	sealer, err := s.Sealer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plain, err := sealer.Open(sealed); err != nil || string(plain) != want {
+		t.Fatalf("Open: %v", err)
+	}
+}
+
+func TestSealer(t *testing.T) {
+	session := keyringtest.NewUnlocked(t)
+	for _, kind := range []string{"auto", "keyring", "file"} {
+		o := options(t, kind, session.Address)
+		sealed := seal(t, open(t, o), kind)
+		wantSealed(t, open(t, o), sealed, kind) // another process
+		if _, err := os.Lstat(filepath.Join(o.RecoveryDir, "key.txt")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: key.txt although there is a keyring: %v", kind, err)
+		}
+	}
+	if key := session.Lookup(t, "service", "credproxy-file-store", "username", "identity"); key == "" {
+		t.Error("there is no key in the keyring")
+	}
+	o := options(t, "memory", "")
+	s := open(t, o)
+	sealed := seal(t, s, "m")
+	wantSealed(t, s, sealed, "m")
+	other, err := open(t, o).Sealer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Open(sealed); err == nil {
+		t.Error("another memory has the key")
+	}
+	o = options(t, "keyring", session.Address)
+	o.RecoveryDir = ""
+	if sealer, err := open(t, o).Sealer(t.Context()); err == nil || sealer != nil {
+		t.Errorf("without a directory: %v, %v", sealer, err)
+	}
+}
+
+// What was sealed stays sealed while the keyring is locked, and no other key takes the place of the one in it.
+func TestSealerBehindALockedKeyring(t *testing.T) {
+	session := keyringtest.NewUnlocked(t)
+	o := options(t, "keyring", session.Address)
+	running := open(t, o)
+	sealed := seal(t, running, "v")
+
+	session.Lock(t)
+	wantSealed(t, running, sealed, "v") // it has the key in memory
+	later := seal(t, running, "w")
+	started := open(t, o)
+	if sealer, err := started.Sealer(t.Context()); !errors.Is(err, store.ErrLocked) || !errors.Is(err, file.ErrNoKey) || sealer != nil {
+		t.Errorf("started while it is locked: %v, %v", sealer, err)
+	}
+
+	session.Unlock(t)
+	wantSealed(t, started, sealed, "v")
+	wantSealed(t, open(t, o), later, "w")
+	if _, err := os.Lstat(filepath.Join(o.RecoveryDir, "key.txt")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("key.txt: %v", err)
+	}
+}
+
+// A keyring that could not take the key when it was needed: it is in a file from then on.
+func TestSealerWithoutAKeyring(t *testing.T) {
+	session := keyringtest.NewUnlocked(t)
+	session.Lock(t)
+	o := options(t, "keyring", session.Address)
+	sealed := seal(t, open(t, o), "v")
+	if info, err := os.Lstat(filepath.Join(o.RecoveryDir, "key.txt")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("key.txt: %v, %v", info, err)
+	}
+	session.Unlock(t)
+	wantSealed(t, open(t, o), sealed, "v")
+	keyringtest.End(session.Keyring)
+	wantSealed(t, open(t, o), sealed, "v")
 }

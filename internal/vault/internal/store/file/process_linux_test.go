@@ -239,6 +239,9 @@ func readOnly(dir string) int {
 	if err := s.Check(ctx); !errors.Is(err, syscall.EROFS) {
 		return complain("Check: %v", err)
 	}
+	if _, err := s.Sealer(ctx); err != nil {
+		return complain("Sealer: %v", err)
+	}
 	for range 2 {
 		if v, err := s.Read(ctx, item); err != nil || v.Reveal() != "old" {
 			return complain("Read: %v", err)
