@@ -115,10 +115,7 @@ func (a *attempt) failed(ctx context.Context, err error, pending []byte) (result
 		failure = &provider.Error{Kind: provider.Unclear}
 	}
 	r := &a.record
-	r.Phase, r.Sealed = journal.Idle, pending
-	if pending != nil {
-		r.Phase = journal.Received
-	}
+	r.Phase, r.Sealed = journal.Idle, pending // not Received: this attempt has no answer
 	r.Code, r.Status, r.Revoked = failure.Code, failure.Status, failure.Revoked
 	r.Outcome = journal.Failed
 	if failure.Kind == provider.Refused {

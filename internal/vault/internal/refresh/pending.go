@@ -59,6 +59,9 @@ func (c *Coordinator) openPayload(ctx context.Context, it store.Item, sealed []b
 // errNoAnswer: what the journal has is not a token response. The provider answered something else.
 var errNoAnswer = errors.New("what the provider had answered is not a token")
 
+// errStored: who wrote it to the store did not come to clear the journal.
+var errStored = errors.New("the store has it")
+
 // merged is the login that the payload makes. What the provider answered may turn out to be no token: then it is the login
 // before it, if that is one that the store has refused too, or none.
 func (c *Coordinator) merged(it store.Item, p payload) (*grant.Grant, error) {
@@ -107,7 +110,10 @@ func (c *Coordinator) stand(ctx context.Context, it store.Item, r journal.Record
 	}
 	if s.err == nil {
 		if stored, err := grant.Parse(s.stored); err == nil && supersedes(stored, merged, p.base) {
-			s.useless = errors.New("the store has this one, or a newer one")
+			s.useless = errors.New("the store has a newer one")
+			if stored.AccessToken.Equal(merged.AccessToken) && stored.RefreshToken.Equal(merged.RefreshToken) {
+				s.useless = errStored
+			}
 			return s
 		}
 	}
@@ -148,8 +154,11 @@ func (c *Coordinator) settle(ctx context.Context, it store.Item, r journal.Recor
 		return r, fmt.Errorf("a new token waits in the recovery files and cannot be opened: %w", s.closed)
 	case s.useless != nil:
 		c.o.Logger.Info("an answer in the journal is dropped", "login", it.Account, "reason", s.useless)
-		if errors.Is(s.useless, errNoAnswer) {
+		switch {
+		case errors.Is(s.useless, errNoAnswer):
 			r.Outcome = journal.Failed
+		case errors.Is(s.useless, errStored):
+			answered(&r)
 		}
 	case s.pending != nil:
 		if err := c.o.Store.Write(ctx, it, s.pending.Seal()); err != nil {
@@ -158,10 +167,7 @@ func (c *Coordinator) settle(ctx context.Context, it store.Item, r journal.Recor
 			return r, nil
 		}
 		c.o.Logger.Info("a new token that was only in the journal is now in the store", "login", it.Account)
-		r.Outcome, r.Code, r.Status, r.Revoked, r.Interrupted = journal.OK, "", 0, false, false
-		if r.Refreshed.Before(r.Attempt) {
-			r.Refreshed = r.Attempt
-		}
+		answered(&r)
 	}
 	r.Sealed = nil
 	if r.Phase == journal.Received {
@@ -172,6 +178,16 @@ func (c *Coordinator) settle(ctx context.Context, it store.Item, r journal.Recor
 	}
 	c.o.Changed(it)
 	return r, nil
+}
+
+// answered notes the success of the last attempt, for a process that did not come to it. In another phase than Received
+// there was a later attempt, and the record is about that one.
+func answered(r *journal.Record) {
+	if r.Phase != journal.Received {
+		return
+	}
+	r.Outcome, r.Code, r.Status, r.Revoked, r.Interrupted = journal.OK, "", 0, false, false
+	r.Refreshed = r.Attempt
 }
 
 // refusedByStore is loud: until the store takes the token, a lost journal is a lost login.
