@@ -85,7 +85,7 @@ func TestNeverTwo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			home, _, _ := isolate(t)
-			until := time.Now().Add(3 * time.Second)
+			until := time.Now().Add(2 * time.Second)
 			var wg sync.WaitGroup
 			var mu sync.Mutex
 			killed := 0
