@@ -45,7 +45,7 @@ machine that only this login listens on.`,
 				return usage("--flow is one of %s", strings.Join(config.Flows, ", ")).about(c)
 			}
 			if inside() {
-				return failed("login to "+l.String(), a.loginInside(c.Context(), l, flow))
+				return failed("login to "+l.String(), a.beginInside(c.Context(), l, flow))
 			}
 			return failed("login to "+l.String(), a.login(c.Context(), l, flow, !noBrowser))
 		},
@@ -76,7 +76,7 @@ func (a *app) login(ctx context.Context, l login, flow string, open bool) error 
 				fmt.Fprintf(a.stderr, "no browser was opened (%s): open the page yourself\n", oneLine(err.Error()))
 			}
 		}
-		stop = a.waiting("the login in the browser", loginTimeout)
+		stop = a.waiting(wait{what: "the login in the browser", limit: loginTimeout, cancels: true})
 	}
 	err = h.Login(ctx, l.provider, l.bucket, vault.LoginOptions{Flow: flow, Show: show})
 	stop()

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -9,11 +10,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credproxy/credproxy/internal/vault"
+	"github.com/credproxy/credproxy/wire"
 )
 
 // statusReport is what `auth status --json` prints.
 type statusReport struct {
-	Store  string        `json:"store"` // "keyring", "file", "memory", or "proxy" inside
+	Store  string        `json:"store"` // "keyring" or "file", the host's inside too; "proxy" when it does not say
 	Logins []loginReport `json:"logins"`
 }
 
@@ -33,28 +35,35 @@ func (a *app) authStatusCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show the stored logins: when they expire, what needs a new login",
-		Long: `Show which store is in use and the logins in it. The states:
+		Long: `Show which store is in use and the logins in it: when each token expires, when a
+proxy that serves it renews it, and when it was refreshed last. The states:
 
   ok             the access token is valid
   expired        it has expired; a refresh gives a new one
   login_needed   only a new login does
-  unsaved        a new token could not be written to the store`,
+  unsaved        the store did not take a new token: it is served from the
+                 recovery files, and storing it is tried again`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			report, err := a.status(c.Context())
-			if err != nil {
+			if err != nil && len(report.Logins) == 0 {
 				return failed("auth status", err)
 			}
+			// What is known of the logins helps most when not all can be known.
+			written := error(nil)
 			if asJSON {
-				return a.writeJSON(report)
+				written = a.writeJSON(report)
+			} else {
+				written = a.write(a.statusText(report, time.Now()))
 			}
-			return a.write(a.statusText(report, time.Now()))
+			return failed("auth status", errors.Join(written, err))
 		},
 	}
 	jsonFlag(c, &asJSON)
 	return c
 }
 
+// status is what is known. With an error, there may be logins in it all the same.
 func (a *app) status(ctx context.Context) (statusReport, error) {
 	if inside() {
 		return statusInside(ctx)
@@ -66,15 +75,32 @@ func (a *app) status(ctx context.Context) (statusReport, error) {
 	defer h.Close()
 	report := statusReport{Store: h.StoreName(), Logins: []loginReport{}}
 	list, err := h.Status(ctx)
-	if err != nil {
-		return report, err
-	}
 	for _, s := range list {
-		report.Logins = append(report.Logins, loginReport{
-			Provider: s.Provider, Bucket: s.Bucket, Expiry: known(s.Expiry), State: string(s.State), Detail: s.Detail,
-		})
+		report.Logins = append(report.Logins, *reportOf(login{s.Provider, s.Bucket}, &wire.LoginStatus{
+			State: string(s.State), Expiry: s.Expiry, RenewsAt: s.RenewsAt, LastRefresh: s.LastRefresh, LastOutcome: s.LastOutcome, Detail: s.Detail,
+		}))
 	}
-	return report, nil
+	switch degraded, noRecovery := h.CheckRecovery(ctx); {
+	case ctx.Err() != nil:
+	case noRecovery != nil:
+		a.warn("a new token that the store refuses would be lost: "+noRecovery.Error(), recoveryHint)
+	case degraded != nil:
+		a.warn("a new token that the store refuses may not survive a restart of this machine: "+degraded.Error(), recoveryHint)
+	}
+	return report, err
+}
+
+// reportOf puts a login's status into the form of the report. How the last refresh ended is in the detail, unless it went
+// well, which last_refresh says.
+func reportOf(l login, s *wire.LoginStatus) *loginReport {
+	r := &loginReport{
+		Provider: l.provider, Bucket: l.bucket, State: s.State, Detail: s.Detail,
+		Expiry: known(s.Expiry), RenewsAt: known(s.RenewsAt), LastRefresh: known(s.LastRefresh),
+	}
+	if r.Detail == "" && (s.LastOutcome == "failed" || s.LastOutcome == "refused") {
+		r.Detail = "the last refresh " + map[string]string{"failed": "failed", "refused": "was refused"}[s.LastOutcome]
+	}
+	return r
 }
 
 // known is nil for a time that is not.
@@ -87,7 +113,11 @@ func known(seconds int64) *int64 {
 
 func (a *app) statusText(r statusReport, now time.Time) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "store: %s\n", r.Store)
+	where := ""
+	if inside() && r.Store != "proxy" {
+		where = ", on the host"
+	}
+	fmt.Fprintf(&b, "store: %s%s\n", r.Store, where)
 	if len(r.Logins) == 0 {
 		if inside() {
 			b.WriteString("no login that this sandbox may use is stored; log in on the host: credproxy auth login PROVIDER\n")
@@ -96,13 +126,19 @@ func (a *app) statusText(r statusReport, now time.Time) string {
 		}
 		return b.String()
 	}
-	rows := [][]string{{"LOGIN", "STATE", "EXPIRES", "DETAIL"}}
-	for _, l := range r.Logins {
-		expires := "-"
-		if l.Expiry != nil {
-			expires = relative(time.Unix(*l.Expiry, 0), now)
+	when := func(seconds *int64) string {
+		if seconds == nil {
+			return "-"
 		}
-		rows = append(rows, []string{login{l.Provider, l.Bucket}.full(), l.State, expires, oneLine(l.Detail)})
+		return relative(time.Unix(*seconds, 0), now)
+	}
+	rows := [][]string{{"LOGIN", "STATE", "EXPIRES", "RENEWS", "LAST REFRESH", "DETAIL"}}
+	for _, l := range r.Logins {
+		renews := when(l.RenewsAt)
+		if l.RenewsAt != nil && *l.RenewsAt <= now.Unix() {
+			renews = "due"
+		}
+		rows = append(rows, []string{login{l.Provider, l.Bucket}.full(), l.State, when(l.Expiry), renews, when(l.LastRefresh), oneLine(l.Detail)})
 	}
 	p := a.paint(a.stdout)
 	b.WriteByte('\n')

@@ -5,6 +5,7 @@
 //	names.go     PROVIDER[/BUCKET] and names of keys, with the nearest one that exists
 //	terminal.go  colours, tables, relative times, the line that shows a wait
 //	host.go      the configuration, the store and the passphrase on the host
+//	renewal.go   a refresh, for the commands that make one: the wait, signals, and why there is no new token
 //	inside.go    the same questions answered through the proxy's socket
 //
 // Commands print results on stdout and everything else on stderr, so that `$(credproxy token acme)` is a token.
@@ -55,11 +56,12 @@ type interrupted struct{ signal syscall.Signal }
 
 func (i interrupted) Error() string { return "cancelled" }
 
-// signals are SIGINT, SIGTERM and SIGHUP of this process. The first ends a context. The second ends another one if
-// somebody holds the process open to clean up, else it kills the process as usual, for a step that does not listen.
+// signals are SIGINT, SIGTERM and SIGHUP of this process. The first ends a context. If somebody holds the process open, to
+// clean up or for what a provider is answering, the second closes a channel and others do nothing; else it kills the
+// process as usual, for a step that does not listen.
 // Whoever calls watchSignals calls the function it returns, which waits for the goroutine.
 type signals struct {
-	held  atomic.Bool   // the second signal is waited for
+	held  atomic.Bool   // only the first signal ends anything by itself
 	hurry chan struct{} // closed by the second signal
 }
 
@@ -76,10 +78,11 @@ func watchSignals(parent context.Context) (_ context.Context, s *signals, stop f
 	watching.Go(func() {
 		select {
 		case first := <-caught:
+			// Cancelled first: whoever holds the process from here on finds that out by looking at the context.
+			cancel(interrupted{first.(syscall.Signal)})
 			if !s.held.Load() {
 				signal.Stop(caught)
 			}
-			cancel(interrupted{first.(syscall.Signal)})
 		case <-quit:
 			return
 		}

@@ -300,7 +300,7 @@ func (d *demo) noRefreshToken(where ...string) error {
 // probe lets a program inside try everything it can think of, and looks at all that it got.
 func (d *demo) probe(ctx context.Context) {
 	dirs := config.Dirs{Config: d.home, State: filepath.Join(d.home, "state"), Data: filepath.Join(d.home, "data")}
-	files := []string{filepath.Join(d.home, "config.toml"), daemon.AuditPath(dirs), dirs.Data}
+	files := []string{filepath.Join(d.home, "config.toml"), daemon.AuditPath(dirs), dirs.Recovery()[0], dirs.Data}
 	_ = filepath.WalkDir(dirs.Data, func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.Type().IsRegular() {
 			files = append(files, path)
@@ -330,6 +330,7 @@ func (d *demo) probe(ctx context.Context) {
 	if !ran {
 		return
 	}
+	d.step("the token renews: the same program asked for a new one (refresh_token)", func() (string, error) { return d.renewed(ctx, report.Answers) })
 	d.step(fmt.Sprintf("reading the stores: %d files of the host", len(files)), func() (string, error) {
 		whys := map[string]bool{}
 		for file, why := range report.Files {
@@ -360,6 +361,37 @@ func (d *demo) probe(ctx context.Context) {
 		}
 		return "its own is the only one", nil
 	})
+}
+
+// renewed looks at the answers to the first of the probe's requests, behind that to the handshake.
+func (d *demo) renewed(ctx context.Context, answers []string) (string, error) {
+	var tokens [3]string
+	for i := range tokens {
+		var answer struct {
+			Data struct {
+				AccessToken string `json:"access_token"`
+			}
+		}
+		if i+1 >= len(answers) || json.Unmarshal([]byte(answers[i+1]), &answer) != nil || answer.Data.AccessToken == "" {
+			return "", errors.New("no access token came back")
+		}
+		tokens[i] = answer.Data.AccessToken
+	}
+	if tokens[1] == tokens[0] || tokens[2] != tokens[1] {
+		return "", errors.New("what came back is not one new access token that is stored then")
+	}
+	used, err := d.use(ctx, tokens[1])
+	if err != nil {
+		return "", err
+	}
+	uses := d.server.RefreshUses()
+	if len(uses) != 1 || uses[0].Outcome != oauthtest.Accepted {
+		return "", fmt.Errorf("the server was sent %d refresh tokens, or has refused one", len(uses))
+	}
+	if err := d.noRefreshToken(answers...); err != nil {
+		return "", err
+	}
+	return "another " + strings.TrimPrefix(used, "an ") + "; on the host the refresh token was exchanged for a new one, and neither was seen inside", nil
 }
 
 // afterwards shows that nothing is left of the sandboxes, and that the login ends when its owner says so.

@@ -25,13 +25,16 @@ type probeReport struct {
 	Files       map[string]string `json:"files"`   // "" for one that could be read, else why not
 }
 
-// probeRequests are what the probe asks the proxy: what is allowed, and every way to name a refresh token.
+// probeRequests are what the probe asks the proxy: what is allowed, and every way to name a refresh token. The first three
+// show that the token renews: the one that is stored, a new one, and the one that is stored then.
 var probeRequests = []string{
+	`{"op":"get_token","payload":{"provider":"demo"}}`,
+	`{"op":"refresh_token","payload":{"provider":"demo"}}`,
 	`{"op":"get_token","payload":{"provider":"demo"}}`,
 	`{"op":"get_token","payload":{"provider":"demo","fields":["refresh_token"],"include_refresh_token":true}}`,
 	`{"op":"get_token","payload":{"provider":"demo","bucket":"refresh_token"}}`,
 	`{"op":"get_refresh_token","payload":{"provider":"demo"}}`,
-	`{"op":"refresh_token","payload":{"provider":"demo"}}`,
+	`{"op":"refresh_token","payload":{"provider":"demo","include_refresh_token":true}}`,
 	`{"op":"get_api_key","payload":{"name":"refresh_token"}}`,
 	`{"op":"get_api_key","payload":{"name":"demo-key"}}`,
 	`{"op":"get_api_key","payload":{"name":"demo-other-key"}}`,
@@ -41,6 +44,7 @@ var probeRequests = []string{
 	`{"op":"list_buckets","payload":{"provider":"demo"}}`,
 	`{"op":"list_api_keys"}`,
 	`{"op":"get_bucket_stats","payload":{"provider":"demo"}}`,
+	`{"op":"get_bucket_stats","payload":{"provider":"demo","detail":true}}`,
 }
 
 // probeCommand runs inside the demo's sandbox; the arguments are files of the host to read.

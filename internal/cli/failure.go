@@ -178,6 +178,9 @@ func statusOf(err error) int {
 		case wire.CodeRateLimited:
 			return exitRateLimited
 		}
+		if crossing.LoginNeeded() {
+			return exitLoginNeeded
+		}
 	}
 	return exitFailed
 }
@@ -202,6 +205,15 @@ func hintOf(err error) string {
 		return "credproxy doctor checks the configuration"
 	}
 	return ""
+}
+
+// warn prints what went wrong beside a result that there is all the same.
+func (a *app) warn(what, hint string) {
+	p := a.paint(a.stderr)
+	fmt.Fprintf(a.stderr, "%s %s\n", p.red("credproxy: warning:"), oneLine(what))
+	if hint != "" {
+		fmt.Fprintf(a.stderr, "%s %s\n", p.yellow("hint:"), oneLine(hint))
+	}
 }
 
 // oneLine keeps an error one line, and keeps what others wrote from driving the terminal.

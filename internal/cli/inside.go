@@ -39,9 +39,9 @@ var flowTypes = map[string]wire.FlowType{
 	vault.FlowPaste: wire.FlowPKCERedirect, vault.FlowDevice: wire.FlowDeviceCode, vault.FlowBrowser: wire.FlowBrowserRedirect,
 }
 
-// loginInside asks the proxy to begin a login. This version has no way to go on with one, and no proxy of this version
+// beginInside asks the proxy to begin a login. This version has no way to go on with one, and no proxy of this version
 // begins any.
-func (a *app) loginInside(ctx context.Context, l login, flow string) error {
+func (a *app) beginInside(ctx context.Context, l login, flow string) error {
 	c := client.New(client.Options{Socket: os.Getenv(socketVariable)})
 	defer c.Close()
 	hint := "log in on the host: credproxy auth login " + l.String()
@@ -65,8 +65,8 @@ func (a *app) logoutInside(ctx context.Context, l login) error {
 	return t.RemoveToken(ctx, l.provider, l.bucket)
 }
 
-// statusInside is what the proxy tells of the logins that this sandbox may use. It tells no refresh times, and it would
-// refresh what has expired.
+// statusInside is what the proxy tells of the logins that this sandbox may use. The store is the host's, or "proxy" from a
+// proxy that does not say. With an error, the report has the logins before it.
 func statusInside(ctx context.Context) (statusReport, error) {
 	report := statusReport{Store: "proxy", Logins: []loginReport{}}
 	t, err := insideTokens(ctx)
@@ -83,23 +83,56 @@ func statusInside(ctx context.Context) (statusReport, error) {
 			return report, err
 		}
 		for _, b := range buckets {
-			r := loginReport{Provider: p, Bucket: b, State: string(vault.StateOK)}
-			token, err := t.Token(ctx, p, b)
-			switch {
-			case errors.Is(err, client.ErrConnectionLost), errors.Is(err, client.ErrUnreachable), errors.Is(err, wire.ErrRateLimited):
+			r, store, err := loginInside(ctx, t, login{p, b})
+			if err != nil {
 				return report, err
-			case err != nil:
-				r.Detail = "the token cannot be had: " + err.Error()
-			case token == nil: // removed since it was listed
-				continue
-			default:
-				r.Expiry = known(token.Expiry)
-				if token.Expiry != 0 && token.Expiry <= time.Now().Unix() {
-					r.State = string(vault.StateExpired)
-				}
 			}
-			report.Logins = append(report.Logins, r)
+			if r != nil {
+				report.Logins = append(report.Logins, *r)
+			}
+			if store != "" {
+				report.Store = store
+			}
 		}
 	}
 	return report, nil
+}
+
+// loginInside asks how one login stands. The report is nil when it was removed since it was listed; an error ends the
+// questions.
+func loginInside(ctx context.Context, t client.Tokens, l login) (_ *loginReport, store string, err error) {
+	if extended, ok := t.(*client.TokenStore); ok {
+		s, err := extended.Status(ctx, l.provider, l.bucket)
+		if err != nil {
+			return unknownInside(ctx, l, err)
+		}
+		if s != nil {
+			return reportOf(l, s), s.Store, nil
+		}
+	}
+	token, err := t.Token(ctx, l.provider, l.bucket)
+	if err != nil {
+		return unknownInside(ctx, l, err)
+	}
+	if token == nil {
+		return nil, "", nil
+	}
+	r := &loginReport{Provider: l.provider, Bucket: l.bucket, Expiry: known(token.Expiry), State: string(vault.StateOK)}
+	if expired(token, time.Now()) {
+		r.State = string(vault.StateExpired)
+	}
+	return r, "", nil
+}
+
+// unknownInside is the report of a login of which the proxy does not tell how it stands, or the error when it would not
+// tell of others either.
+func unknownInside(ctx context.Context, l login, err error) (*loginReport, string, error) {
+	r := &loginReport{Provider: l.provider, Bucket: l.bucket, State: string(vault.StateLoginNeeded), Detail: "the stored login cannot be read: " + err.Error()}
+	switch {
+	case ctx.Err() != nil, statusOf(err) == exitUnreachable, errors.Is(err, wire.ErrRateLimited):
+		return nil, "", err
+	case errors.Is(err, wire.ErrUnauthorized): // it may be listed, and nothing else
+		r.State, r.Detail = string(vault.StateOK), err.Error()
+	}
+	return r, "", nil
 }

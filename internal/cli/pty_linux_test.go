@@ -16,6 +16,7 @@ import (
 
 // typing runs a command on a terminal of its own and types an answer whenever a prompt shows; what the terminal showed
 // is in the file "screen" then: typing STATUS PROMPT=ANSWER… -- COMMAND…
+// The answer "(provider open)" is not typed: it has the provider answer.
 func typing(ts *testscript.TestScript, neg bool, args []string) {
 	at := 0
 	for at < len(args) && args[at] != "--" {
@@ -42,11 +43,18 @@ func typing(ts *testscript.TestScript, neg bool, args []string) {
 		screen.Write(buffer[:n])
 		if len(prompts) > 0 {
 			prompt, answer, _ := strings.Cut(prompts[0], "=")
-			if i := strings.Index(screen.String()[seen:], prompt); i >= 0 && quiet(master) {
-				seen += i + len(prompt)
-				prompts = prompts[1:]
-				_, err := master.WriteString(answer + "\n")
-				ts.Check(err)
+			if i := strings.Index(screen.String()[seen:], prompt); i >= 0 {
+				answered := true
+				if answer == "(provider open)" {
+					providerCmd(ts, false, []string{"open"})
+				} else if answered = quiet(master); answered {
+					_, err := master.WriteString(answer + "\n")
+					ts.Check(err)
+				}
+				if answered {
+					seen += i + len(prompt)
+					prompts = prompts[1:]
+				}
 			}
 		}
 		if err != nil { // EIO: nobody has the terminal open any more

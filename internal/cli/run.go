@@ -101,6 +101,7 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 		return 0, err
 	}
 	defer func() {
+		defer a.waiting(wait{what: waitForAnswer, limit: drainTime + answerLimit, soon: true})()
 		if closeErr := a.stopProxy(p, log); err == nil {
 			err = closeErr
 		}

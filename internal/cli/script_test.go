@@ -15,15 +15,18 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/credproxy/credproxy/client"
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/oauthtest"
 	"github.com/credproxy/credproxy/internal/vault"
+	"github.com/credproxy/credproxy/wire"
 )
 
 // TestMain lets scripts run the real command, in processes of its own, and a browser that follows redirects.
@@ -74,8 +77,13 @@ func scripts(dir string, setup func(*testscript.Env) error) testscript.Params {
 			"oauth":     oauth,
 			"login":     loginCmd,
 			"expire":    expire,
+			"provider":  providerCmd,
+			"refreshes": refreshes,
 			"proxy":     proxy,
+			"signal":    signalCmd,
+			"logged":    logged,
 			"end":       end,
+			"leave":     leave,
 			"interrupt": interrupt,
 			"typing":    typing,
 			"nosecrets": noSecrets,
@@ -93,9 +101,48 @@ func scripts(dir string, setup func(*testscript.Env) error) testscript.Params {
 // script is what one script has running.
 type script struct {
 	server *oauthtest.Server
+	gate   chan struct{} // of `provider wait`
+	calls  int           // to the provider's token endpoint, when the gate was closed
 	proxy  *exec.Cmd
-	stderr strings.Builder
+	stderr *logBuffer
 	keys   []string // API keys that no output but `key get` may show
+}
+
+// logBuffer is a process's log, which can be read while it is written. grown, of capacity 1, has a value after a write.
+type logBuffer struct {
+	mu    sync.Mutex
+	text  strings.Builder
+	grown chan struct{}
+}
+
+func newLogBuffer() *logBuffer { return &logBuffer{grown: make(chan struct{}, 1)} }
+
+func (l *logBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case l.grown <- struct{}{}:
+	default:
+	}
+	return l.text.Write(b)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// await waits until the log has a text.
+func (l *logBuffer) await(ts *testscript.TestScript, text string) {
+	limit := time.After(time.Minute)
+	for !strings.Contains(l.String(), text) {
+		select {
+		case <-l.grown:
+		case <-limit:
+			ts.Fatalf("the log never had %q:\n%s", text, l)
+		}
+	}
 }
 
 type scriptKey struct{}
@@ -212,22 +259,85 @@ func loginCmd(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(ts.Exec("credproxy", "auth", "login", args[0]))
 }
 
-// expire moves the expiry of a stored login into the past, as time would: expire acme default.
+// expire moves the expiry of a stored login, as time would: an hour and a half into the past, or to a moment from now:
+// expire acme default [5s]. Inside it does so through the proxy, which then knows at once.
 func expire(ts *testscript.TestScript, _ bool, args []string) {
-	home := ts.Getenv("CREDPROXY_HOME")
-	c, err := config.Load(filepath.Join(home, "config.toml"))
+	left := -90 * time.Minute
+	if len(args) > 2 {
+		var err error
+		left, err = time.ParseDuration(args[2])
+		ts.Check(err)
+	}
+	var logins interface {
+		Token(ctx context.Context, provider, bucket string) (*wire.Token, error)
+		SaveToken(ctx context.Context, provider, bucket string, t *wire.Token) error
+	}
+	if socket := ts.Getenv(socketVariable); socket != "" {
+		c := client.New(client.Options{Socket: socket})
+		defer c.Close()
+		logins = c.Tokens()
+	} else {
+		home := ts.Getenv("CREDPROXY_HOME")
+		c, err := config.Load(filepath.Join(home, "config.toml"))
+		ts.Check(err)
+		v, err := vault.Open(context.Background(), vault.Options{
+			Config: c, Logger: slog.New(slog.DiscardHandler),
+			Dirs: config.Dirs{Config: home, State: filepath.Join(home, "state"), Data: filepath.Join(home, "data")},
+		})
+		ts.Check(err)
+		defer v.Close()
+		logins = v
+	}
+	t, err := logins.Token(context.Background(), args[0], args[1])
 	ts.Check(err)
-	v, err := vault.Open(context.Background(), vault.Options{
-		Config: c, Logger: slog.New(slog.DiscardHandler),
-		Dirs: config.Dirs{Config: home, State: filepath.Join(home, "state"), Data: filepath.Join(home, "data")},
-	})
-	ts.Check(err)
-	defer v.Close()
-	t, err := v.Token(context.Background(), args[0], args[1])
-	ts.Check(err)
-	past := *t
-	past.Expiry = time.Now().Add(-90 * time.Minute).Unix()
-	ts.Check(v.SaveToken(context.Background(), args[0], args[1], &past))
+	moved := *t
+	moved.Expiry = time.Now().Add(left).Unix()
+	ts.Check(logins.SaveToken(context.Background(), args[0], args[1], &moved))
+}
+
+// provider says how the authorization server answers from now on:
+//
+//	provider refuse          no: the refresh token is dead
+//	provider down SECONDS    not now, come back in so many seconds
+//	provider wait            not before `provider open`; the tokens are issued
+//	provider asked           (waits until it was asked since `provider wait`)
+//	provider well            as it should
+func providerCmd(ts *testscript.TestScript, _ bool, args []string) {
+	s := running(ts)
+	switch args[0] {
+	case "refuse":
+		s.server.Fault(oauthtest.Token, oauthtest.ErrorAnswer(http.StatusBadRequest, "invalid_grant"), -1)
+	case "down":
+		f := oauthtest.RateLimited(args[1])
+		f.Status = http.StatusServiceUnavailable
+		s.server.Fault(oauthtest.Token, f, -1)
+	case "wait":
+		s.gate, s.calls = make(chan struct{}), s.server.Calls(oauthtest.Token)
+		s.server.Fault(oauthtest.Token, oauthtest.Fault{Wait: s.gate}, 1)
+	case "asked":
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		ts.Check(s.server.WaitCalls(ctx, oauthtest.Token, s.calls+1))
+	case "open":
+		close(s.gate)
+	case "well":
+		s.server.ClearFaults()
+	default:
+		ts.Fatalf("unknown: provider %s", args[0])
+	}
+}
+
+// refreshes compares how many refresh tokens the provider was sent in all; none twice: refreshes 2.
+func refreshes(ts *testscript.TestScript, _ bool, args []string) {
+	uses := running(ts).server.RefreshUses()
+	for _, u := range uses {
+		if u.Outcome == oauthtest.Reused {
+			ts.Fatalf("a refresh token was used twice")
+		}
+	}
+	if got := strconv.Itoa(len(uses)); got != args[0] {
+		ts.Fatalf("the provider was sent %s refresh tokens, not %s", got, args[0])
+	}
 }
 
 // proxy starts `credproxy serve` with the arguments, waits for its first line, and sets SOCKET and PROXY_PID. With
@@ -235,8 +345,8 @@ func expire(ts *testscript.TestScript, _ bool, args []string) {
 func proxy(ts *testscript.TestScript, _ bool, args []string) {
 	s := running(ts)
 	s.proxy = command(ts, append([]string{"credproxy", "serve"}, args...))
-	s.stderr.Reset()
-	s.proxy.Stderr = &s.stderr
+	s.stderr = newLogBuffer()
+	s.proxy.Stderr = s.stderr
 	stdout, err := s.proxy.StdoutPipe()
 	ts.Check(err)
 	ts.Check(s.proxy.Start())
@@ -307,11 +417,44 @@ func interrupt(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// end sends the proxy a signal and compares its exit status; its log is in the file "log" then: end TERM 0.
+var signalNames = map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL}
+
+// leave starts a command with --verbose while the provider waits, sends it SIGINT, once more when it says what it still
+// waits for, lets the provider answer, and demands the status that a shell gives to what SIGINT ended.
+func leave(ts *testscript.TestScript, _ bool, args []string) {
+	cmd := command(ts, append(args, "--verbose"))
+	var stdout bytes.Buffer
+	stderr := newLogBuffer()
+	cmd.Stdout, cmd.Stderr = &stdout, stderr
+	providerCmd(ts, false, []string{"wait"})
+	ts.Check(cmd.Start())
+	providerCmd(ts, false, []string{"asked"})
+	ts.Check(cmd.Process.Signal(syscall.SIGINT))
+	stderr.await(ts, "waiting for what a provider is answering")
+	ts.Check(cmd.Process.Signal(syscall.SIGINT))
+	providerCmd(ts, false, []string{"open"})
+	_ = cmd.Wait()
+	if status := cmd.ProcessState.ExitCode(); status != 130 || stdout.Len() > 0 {
+		ts.Fatalf("%s exited with status %d, and %d bytes on stdout\n%s", args[0], status, stdout.Len(), stderr)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("left"), []byte(stderr.String()), 0o600))
+}
+
+// signal sends the proxy a signal: signal TERM.
+func signalCmd(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(running(ts).proxy.Process.Signal(signalNames[args[0]]))
+}
+
+// logged waits until the proxy's log has a text.
+func logged(ts *testscript.TestScript, _ bool, args []string) { running(ts).stderr.await(ts, args[0]) }
+
+// end sends the proxy a signal, or "-" for none, and compares its exit status; its log is in the file "log" then:
+// end TERM 0.
 func end(ts *testscript.TestScript, _ bool, args []string) {
 	s := running(ts)
-	sig := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL}[args[0]]
-	ts.Check(s.proxy.Process.Signal(sig))
+	if args[0] != "-" {
+		ts.Check(s.proxy.Process.Signal(signalNames[args[0]]))
+	}
 	_ = s.proxy.Wait()
 	status := s.proxy.ProcessState.ExitCode()
 	s.proxy = nil

@@ -41,8 +41,10 @@ starts: mount the socket at its path and set the variable inside. The first line
 on stdout comes once the socket listens, and a shell can eval it. The log goes to
 stderr.
 
-Requests in flight have up to 5 seconds when the proxy ends; a second signal ends
-it at once. The socket is removed in any case.`,
+Requests in flight have up to 5 seconds when the proxy ends, and none after a
+second signal. A provider that is answering a refresh is waited for in any case,
+up to 15 seconds: its answer may hold the only copy of a new refresh token. The
+socket is removed in any case.`,
 		Example: `  credproxy serve --profile work
   credproxy serve --json --capability-file ~/.config/credproxy/capability`,
 		Args: exactly(),
@@ -175,7 +177,8 @@ func endCause(ctx context.Context) string {
 	return "cancelled"
 }
 
-// stopProxy gives requests in flight their time, or none after a further signal, and waits for the end of the proxy.
+// stopProxy gives requests in flight their time, or none after a further signal, and waits for the end of the proxy. A
+// provider that is answering is waited for in any case: its answer may be the only copy of a new refresh token.
 func (a *app) stopProxy(p *daemon.Proxy, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
@@ -184,6 +187,7 @@ func (a *app) stopProxy(p *daemon.Proxy, log *slog.Logger) error {
 	watching.Go(func() {
 		select {
 		case <-a.signals.hurry:
+			log.Warn("told to end again: requests in flight are not waited for any more, only a provider that is answering")
 			cancel()
 		case <-closed:
 		}
@@ -191,8 +195,8 @@ func (a *app) stopProxy(p *daemon.Proxy, log *slog.Logger) error {
 	defer watching.Wait()
 	defer close(closed)
 	err := p.Close(ctx)
-	if ctx.Err() != nil {
-		log.Warn("requests in flight were cut off")
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		log.Warn("the proxy has ended in a hurry", "error", err)
 		return nil
 	}
 	return failed("stopping the proxy", err)

@@ -105,23 +105,58 @@ func jsonFlag(c *cobra.Command, asJSON *bool) {
 	c.Flags().BoolVar(asJSON, "json", false, "print JSON, for programs (fields: docs/commands.md)")
 }
 
+// wait is something that people have to wait for.
+type wait struct {
+	what    string
+	limit   time.Duration // how long it may take
+	soon    bool          // usually too short to speak of: shown only when it is not
+	cancels bool          // Ctrl-C ends it
+}
+
+// Of a wait that is usually short: how long nothing is shown, on a terminal and elsewhere.
+const (
+	soonShown   = 300 * time.Millisecond
+	soonPrinted = 3 * time.Second
+)
+
 // waiting shows on stderr what is waited for and how long: a line that moves on a terminal, one plain line elsewhere.
 // The returned function ends it and waits for its goroutine.
-func (a *app) waiting(what string, limit time.Duration) (stop func()) {
-	if !isTerminal(a.stderr) || os.Getenv("TERM") == "dumb" {
-		fmt.Fprintf(a.stderr, "waiting for %s, for up to %s; Ctrl-C cancels\n", what, span(limit))
+func (a *app) waiting(w wait) (stop func()) {
+	moving := isTerminal(a.stderr) && os.Getenv("TERM") != "dumb"
+	cancels := ""
+	if w.cancels {
+		cancels = "; Ctrl-C cancels"
+	}
+	plain := func() { fmt.Fprintf(a.stderr, "waiting for %s, for up to %s%s\n", w.what, span(w.limit), cancels) }
+	if !moving && !w.soon {
+		plain()
 		return func() {}
 	}
 	begun := time.Now()
 	quit := make(chan struct{})
-	var spinning sync.WaitGroup
-	spinning.Go(func() {
+	var showing sync.WaitGroup
+	showing.Go(func() {
+		if w.soon {
+			delay := soonPrinted
+			if moving {
+				delay = soonShown
+			}
+			select {
+			case <-time.After(delay):
+			case <-quit:
+				return
+			}
+		}
+		if !moving {
+			plain()
+			return
+		}
 		frames := []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"}
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
 		for i := 0; ; i++ {
-			left := max(0, limit-time.Since(begun)).Round(time.Second)
-			fmt.Fprintf(a.stderr, "\r\x1b[K%s waiting for %s, %s left; Ctrl-C cancels", frames[i%len(frames)], what, left)
+			left := max(0, w.limit-time.Since(begun)).Round(time.Second)
+			fmt.Fprintf(a.stderr, "\r\x1b[K%s waiting for %s, %s left%s", frames[i%len(frames)], w.what, left, cancels)
 			select {
 			case <-tick.C:
 			case <-quit:
@@ -132,6 +167,6 @@ func (a *app) waiting(what string, limit time.Duration) (stop func()) {
 	})
 	return sync.OnceFunc(func() {
 		close(quit)
-		spinning.Wait()
+		showing.Wait()
 	})
 }

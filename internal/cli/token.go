@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/credproxy/credproxy/client"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -18,7 +17,9 @@ func (a *app) tokenCommand() *cobra.Command {
 		Use:   "token PROVIDER[/BUCKET]",
 		Short: "Print a valid access token",
 		Long: `Print an access token and a newline on stdout, nothing else. A token that has
-expired is refreshed first; if that is impossible the exit status is 4.
+expired, or will within seconds, is refreshed first. If there is no valid token
+then, the exit status is 4 when only a new login helps, 6 when the provider was
+asked a moment ago (a hint says when to try again), and 1 for everything else.
 
 With --json the whole token is printed as a sandbox gets it: access_token, expiry
 (Unix seconds), token_type, scope and the provider's own fields. A refresh token
@@ -61,25 +62,36 @@ type tokens interface {
 }
 
 // openTokens opens the proxy's tokens inside, the vault's on the host.
-func (a *app) openTokens(ctx context.Context) (_ tokens, done func(), err error) {
+func (a *app) openTokens(ctx context.Context) (_ tokens, done func() error, err error) {
 	if inside() {
 		t, err := insideTokens(ctx)
-		return t, func() {}, err
+		return t, func() error { return nil }, err
 	}
 	h, err := a.openHost(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	return h, func() { _ = h.Close() }, nil
+	return h, func() error {
+		defer a.waiting(wait{what: waitForAnswer, limit: answerLimit, soon: true})()
+		return h.Close()
+	}, nil
 }
 
-func (a *app) validToken(ctx context.Context, l login) (*wire.Token, error) {
+// nearlyOver is what a token has to have left for whoever asks for one to get something done with it.
+const nearlyOver = 10 * time.Second
+
+func (a *app) validToken(ctx context.Context, l login) (_ *wire.Token, err error) {
 	what := "token " + l.String()
 	source, done, err := a.openTokens(ctx)
 	if err != nil {
 		return nil, failed(what, err)
 	}
-	defer done()
+	unsaved := false
+	defer func() {
+		if closeErr := done(); closeErr != nil && unsaved {
+			a.warn(errLost(closeErr).Error(), "make room for the store and log in again")
+		}
+	}()
 	t, err := source.Token(ctx, l.provider, l.bucket)
 	if errors.Is(err, wire.ErrNotFound) || err == nil && t == nil {
 		return nil, &failure{what: what, err: errNotStored, status: exitNotFound, hint: loginHint(ctx, source, l)}
@@ -87,22 +99,23 @@ func (a *app) validToken(ctx context.Context, l login) (*wire.Token, error) {
 	if err != nil {
 		return nil, failed(what, err)
 	}
-	if t.Expiry == 0 || t.Expiry > time.Now().Unix() {
+	if !expired(t, time.Now().Add(nearlyOver)) {
 		return t, nil
 	}
-	fresh, err := source.RefreshToken(ctx, l.provider, l.bucket)
-	if err == nil && fresh != nil {
-		return fresh, nil
-	}
-	expired := "the token expired " + relative(time.Unix(t.Expiry, 0), time.Now())
+	fresh, err := a.newToken(ctx, source, l, !expired(t, time.Now()))
 	switch {
+	case ctx.Err() != nil:
+		return nil, failed(what, ctx.Err())
 	case err == nil:
-		err = errNotStored
-	case errors.Is(err, wire.ErrUnauthorized), errors.Is(err, wire.ErrRateLimited), ctx.Err() != nil,
-		errors.Is(err, client.ErrConnectionLost), errors.Is(err, client.ErrUnreachable):
-		return nil, failed(what, fmt.Errorf("%s and was not refreshed: %w", expired, err))
+		unsaved = !inside() && a.warnUnsaved(loginStatus(ctx, source, l), l)
+		return fresh, nil
+	case errors.Is(err, errNotStored): // removed meanwhile
+		return nil, failed(what, err)
+	case !expired(t, time.Now()):
+		a.log.Info("the token is nearly over, and was not refreshed", "login", l.full(), "error", err)
+		return t, nil
 	}
-	return nil, &failure{what: what, err: fmt.Errorf("%s and cannot be refreshed: %w", expired, err), status: exitLoginNeeded, hint: loginCommand(l)}
+	return nil, failed(what, fmt.Errorf("the token expired %s: %w", relative(time.Unix(t.Expiry, 0), time.Now()), err))
 }
 
 func loginCommand(l login) string {

@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/credproxy/credproxy/client"
+	"github.com/credproxy/credproxy/internal/vault"
+	"github.com/credproxy/credproxy/wire"
+)
+
+const (
+	// refreshLimit is how long a refresh takes at most, for who waits for it.
+	refreshLimit = 30 * time.Second
+
+	// answerLimit is how long closing the vault waits for a provider that is answering.
+	answerLimit = 15 * time.Second
+)
+
+// waitForAnswer is why a command does not end at once.
+const waitForAnswer = "a provider's answer (or a login could be lost)"
+
+// newToken has source refresh a login; valid says that its token is good still. The error is fit for people, with its exit
+// status and hint.
+//
+// On the host it is this process that asks the provider, so from here on a signal ends the command, but not before the
+// provider's answer is stored, and a second signal nothing more: the answer may be the only copy of the new refresh token.
+func (a *app) newToken(ctx context.Context, source tokens, l login, valid bool) (*wire.Token, error) {
+	if h, ok := source.(*host); ok {
+		a.signals.held.Store(true)
+		if err := safe(ctx, h, valid); err != nil {
+			return nil, err
+		}
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	defer a.waiting(wait{what: "a new token from " + shown(l.provider, "PROVIDER"), limit: refreshLimit, soon: true, cancels: true})()
+	t, err := source.RefreshToken(ctx, l.provider, l.bucket)
+	switch {
+	case errors.Is(err, wire.ErrNotFound), err == nil && t == nil:
+		return nil, &failure{err: errNotStored, status: exitNotFound, hint: loginHint(ctx, source, l)}
+	case err != nil:
+		return nil, notRefreshed(err, source, l)
+	}
+	return t, nil
+}
+
+// safe is an error when a new token would be safe nowhere: then a good one is better left alone, and without the store as
+// well the new login would end with this process.
+func safe(ctx context.Context, h *host, valid bool) error {
+	_, err := h.CheckRecovery(ctx)
+	if err == nil || !valid && h.Check(ctx) == nil {
+		return nil
+	}
+	return &failure{err: fmt.Errorf("the provider was not asked: its answer could be lost: %w", err), hint: recoveryHint}
+}
+
+const recoveryHint = "make room, or make the directory one of your own that can be written; credproxy doctor checks it"
+
+// notRefreshed says why there is no new token, in the words of whoever knows best.
+func notRefreshed(err error, source tokens, l login) error {
+	crossing, isCrossing := errors.AsType[*wire.Error](err)
+	asked, wasAsked := errors.AsType[*vault.ProviderError](err)
+	switch {
+	case !isCrossing:
+		return err
+	case crossing.LoginNeeded():
+		reason := strings.TrimPrefix(crossing.Message, wire.LoginNeededPrefix)
+		return &failure{err: errors.New("a new login is needed: " + reason), status: exitLoginNeeded, hint: loginCommand(l)}
+	case crossing.Code == wire.CodeRateLimited:
+		f := &failure{err: errors.New(crossing.Message), status: exitRateLimited}
+		if crossing.RetryAfter > 0 {
+			f.hint = "try again in " + span(time.Duration(crossing.RetryAfter)*time.Second)
+		}
+		return f
+	case crossing.Code == wire.CodeProviderNotFound:
+		f := &failure{err: errors.New(crossing.Message), status: exitNotFound, hint: "describe it on the host, in [providers." + shown(l.provider, "NAME") + "] of the configuration"}
+		if h, ok := source.(*host); ok {
+			f.hint = "describe it in [providers." + shown(l.provider, "NAME") + "] of " + h.config.Path
+		}
+		return f
+	case wasAsked:
+		return &failure{err: asked, status: exitFailed, hint: "the provider may be asked again half a minute after it was asked last; credproxy auth status shows how the login stands"}
+	}
+	return err
+}
+
+// loginStatus is how the login stands, nil if that is not known.
+func loginStatus(ctx context.Context, source tokens, l login) *wire.LoginStatus {
+	var s *wire.LoginStatus
+	var err error
+	switch from := source.(type) {
+	case *host:
+		s, err = from.LoginStatus(ctx, l.provider, l.bucket)
+	case *client.TokenStore:
+		s, err = from.Status(ctx, l.provider, l.bucket)
+	}
+	if err != nil {
+		return nil
+	}
+	return s
+}
+
+// warnUnsaved is loud about a new token that the store did not take.
+func (a *app) warnUnsaved(s *wire.LoginStatus, l login) (unsaved bool) {
+	if s == nil || s.State != string(vault.StateUnsaved) {
+		return false
+	}
+	hint := "credproxy doctor says what is wrong with the store"
+	if inside() {
+		hint += "; run it on the host"
+	}
+	a.warn(l.full()+" has a new token: "+s.Detail, hint)
+	return true
+}
+
+// errLost is for a token that nothing but the memory of this process had.
+func errLost(err error) error {
+	return &failure{err: fmt.Errorf("the new login was in memory only, and is lost: %w", err), hint: "make room for the store and log in again"}
+}
