@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // Check reports whether the store can be used now: the keyring answers and is not locked, the files are ours and their
@@ -20,5 +21,5 @@ func (v *Vault) CheckRecovery(ctx context.Context) (degraded, err error) {
 	if safe {
 		return reasons, nil
 	}
-	return nil, errors.Join(ErrNoRecovery, reasons)
+	return nil, fmt.Errorf("%w: %w", ErrNoRecovery, reasons)
 }

@@ -87,7 +87,7 @@ func (v *Vault) LoginStatus(ctx context.Context, providerName, bucket string) (*
 func (v *Vault) status(ctx context.Context, providerName, bucket string) (LoginStatus, error) {
 	it := loginItem(providerName, bucket)
 	s := LoginStatus{Provider: providerName, Bucket: bucket}
-	l, err := v.logins.Read(ctx, it)
+	l, err := v.logins.Reload(ctx, it) // for who looks whether a login elsewhere has helped
 	h := v.refresh.History(ctx, it, l.grant)
 	if !h.Refreshed.IsZero() {
 		s.LastRefresh = h.Refreshed.Unix()
