@@ -108,17 +108,17 @@ func readStable(f *os.File) (content, error) {
 	return content{}, errors.New("it changes all the time")
 }
 
-// writeIn writes the entry to its login's file in the directory number i.
+// writeIn writes the entry to its login's file in the directory number i, and makes room there for an entry with room bytes in
+// Sealed.
 func (j *Journal) writeIn(i int, seq uint64, e entry, room int) error {
 	payload, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}
-	need := halfFor(len(payload))
-	if need == 0 {
+	size := halfFor(len(payload) + roomFor(room-len(e.Sealed)))
+	if size == 0 {
 		return errTooLarge
 	}
-	want := max(need, halfFor(len(payload)+roomFor(max(0, room-len(e.Sealed))))) // a room that nothing has is no room
 	root, err := privatedir.Open(j.dirs[i], true)
 	if err != nil {
 		return cause(err)
@@ -127,32 +127,23 @@ func (j *Journal) writeIn(i int, seq uint64, e entry, room int) error {
 	j.sweeps[i].Do(func() { _, _ = atomicfile.RemoveTemps(root, time.Hour) }) // an hour is longer than any write takes
 	name := fileName(e.Account)
 	f, err := readFile(root, name, e.Account)
-	broken := errors.Is(err, errDamaged)
 	switch {
 	case errors.Is(err, errNewer):
 		return err
-	case err == nil && f.sized && f.half >= want:
+	case errors.Is(err, errDamaged):
+		aside := name + damaged + time.Now().UTC().Format("20060102T150405.000000000Z")
+		err := j.rebuild(root, name, aside, encode(size, seq, payload))
+		if err != nil && f.info.Mode().IsRegular() && overwrite(root, name, f.info, encode(size, seq, payload)) == nil {
+			return nil // on a full disk its blocks are better used than kept
+		}
+		return err
+	case err == nil && f.sized && f.half >= size:
 		if writeInPlace(root, name, f, seq, payload) == nil {
 			return nil
 		}
-		want = f.half
+		size = f.half
 	}
-	aside := ""
-	if broken {
-		aside = name + damaged + time.Now().UTC().Format("20060102T150405.000000000Z")
-	}
-	err = j.rebuild(root, name, aside, encode(want, seq, payload))
-	if err == nil {
-		return nil
-	}
-	// Without the room that was wished for is better than not at all, and a damaged file's blocks are better used than kept.
-	switch {
-	case f.sized && f.half >= need && writeInPlace(root, name, f, seq, payload) == nil:
-		return nil
-	case broken && f.info != nil && f.info.Mode().IsRegular() && overwrite(root, name, f.info, encode(need, seq, payload)) == nil:
-		return nil
-	}
-	return err
+	return j.rebuild(root, name, "", encode(size, seq, payload))
 }
 
 // writeInPlace writes the half that is not the newest.

@@ -104,8 +104,13 @@ func halfFor(n int) int {
 	return 0
 }
 
-// roomFor is what room bytes of Sealed need in JSON, with some for the other members that a later record has.
-func roomFor(room int) int { return base64.StdEncoding.EncodedLen(room) + 1024 }
+// roomFor is what n more bytes of Sealed need in JSON, with some for the other members that a later record has.
+func roomFor(n int) int {
+	if n <= 0 {
+		return 0
+	}
+	return base64.StdEncoding.EncodedLen(min(n, maxHalf)) + 1024
+}
 
 // encode makes a half of a file.
 func encode(half int, seq uint64, payload []byte) []byte {

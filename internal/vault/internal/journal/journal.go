@@ -36,7 +36,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -116,14 +115,6 @@ type Journal struct {
 	held    map[store.Item]held
 	lastDir int                 // where the last write went; -1: nowhere
 	told    map[string]struct{} // files that were reported as damaged
-}
-
-// held is a record that no directory took.
-type held struct {
-	seq   uint64
-	entry entry
-	after uint64      // the newest sequence that was on disk then
-	place fs.FileInfo // the directory that has it; nil: none has
 }
 
 // state is the newest that is known of a login.
@@ -230,10 +221,11 @@ func (j *Journal) List(ctx context.Context) ([]store.Item, error) {
 	return list, join("list of the journal", failed)
 }
 
-// Write makes r the login's record. When it returns nil, r is durable, and a later record with room bytes in Sealed has its place.
-// An error wraps [ErrNotDurable]: then r is held in memory, where this Journal finds it until another process has written
-// a newer one or a later Write succeeds. With Phase Called it is also the error when there is no key: an answer that could not be
-// sealed has no durable place.
+// Write makes r the login's record. When it returns nil, r is durable. An error wraps [ErrNotDurable]: then r is held in memory,
+// where this Journal finds it until another process has written a newer one or a later Write succeeds.
+//
+// With Phase Called, nil says as well that the answer will have a durable place: there is a key to seal it with, and room for as
+// many bytes of Sealed is reserved. If only that fails, r itself is on disk. In other phases room is reserved if it can be.
 //
 // ctx ends the wait for the key, never the writing.
 func (j *Journal) Write(ctx context.Context, it store.Item, r Record, room int) error {
@@ -244,19 +236,16 @@ func (j *Journal) Write(ctx context.Context, it store.Item, r Record, room int) 
 	if r.Phase == Called {
 		_, noKey = j.freshKey(ctx)
 	}
-	if err := j.put(it, newEntry(it.Account, r), room); err != nil {
+	noRoom, err := j.put(it, newEntry(it.Account, r), room)
+	switch {
+	case err != nil:
 		return err
-	}
-	if noKey != nil {
+	case noKey != nil:
 		return fmt.Errorf("journal of %s: %w: an answer could not be sealed: %w", it, ErrNotDurable, noKey)
+	case noRoom != nil && r.Phase == Called:
+		return fmt.Errorf("journal of %s: %w: an answer of %d bytes might not fit: %w", it, ErrNotDurable, room, noRoom)
 	}
 	return nil
-}
-
-// Held reports whether the login's newest record is in memory alone.
-func (j *Journal) Held(it store.Item) bool {
-	s, _ := j.newest(it)
-	return s.sum == inMemory
 }
 
 // Remove forgets the login, in every directory and in memory. An error wraps [ErrNotDurable]: this Journal has forgotten it, and
@@ -290,10 +279,10 @@ func (j *Journal) Remove(_ context.Context, it store.Item) error {
 	}
 	j.log.Warn("a journal file could not be removed; that the login is removed is noted instead", "login", it.String(), "error", join("remove", failed))
 	gone := entry{Account: it.Account, Removed: true}
-	if err := j.put(it, gone, 0); err != nil {
+	if _, err := j.put(it, gone, 0); err != nil {
 		return err
 	}
-	_ = j.put(it, gone, 0) // again, for the other half
+	_, _ = j.put(it, gone, 0) // again, for the other half
 	return nil
 }
 
@@ -331,39 +320,6 @@ func (j *Journal) Close() error {
 	return fmt.Errorf("the journal of %s: %w", strings.Join(lost, ", "), ErrNotDurable)
 }
 
-// newest is what Read says, of disk and memory.
-func (j *Journal) newest(it store.Item) (state, error) {
-	// Memory first: what is held now and written to disk before we look there is found in the one or the other.
-	j.mu.Lock()
-	h, isHeld := j.held[it]
-	j.mu.Unlock()
-	disk, err := j.onDisk(it)
-	if !isHeld {
-		return disk, err
-	}
-	if disk.seq > h.after || disk.seq < h.after && err == nil && h.removedSince(j.dirs) {
-		// Another process has written or removed it, under the lock, after us.
-		j.mu.Lock()
-		if j.held[it].seq == h.seq {
-			delete(j.held, it)
-		}
-		j.mu.Unlock()
-		return disk, err
-	}
-	return state{seq: h.seq, sum: inMemory, entry: h.entry}, err
-}
-
-const inMemory = "held" // in place of a checksum
-
-// removedSince reports whether the directory that had a file is still there, so that the file was removed and not the
-// directory unmounted.
-func (h held) removedSince(dirs []string) bool {
-	return h.place != nil && slices.ContainsFunc(dirs, func(dir string) bool {
-		info, err := os.Lstat(dir)
-		return err == nil && os.SameFile(info, h.place)
-	})
-}
-
 // onDisk looks through the directories from the last to the first: a writer that moves a record to an earlier one removes the
 // later after that.
 func (j *Journal) onDisk(it store.Item) (state, error) {
@@ -396,48 +352,45 @@ func (j *Journal) tellDamage(dir string, it store.Item, why error) {
 	}
 }
 
-// put writes e to the first directory that takes it, or else holds it.
-func (j *Journal) put(it store.Item, e entry, room int) error {
+// put writes e to the first directory that takes it with room, or else to the first that takes it without, or else holds it.
+// noRoom is why it is without.
+func (j *Journal) put(it store.Item, e entry, room int) (noRoom, err error) {
 	prior, _ := j.newest(it) // what cannot be read is older, by its sequence
-	seq := max(prior.seq+1, uint64(time.Now().UnixMicro()))
-	var failed []error
-	for i, dir := range j.dirs {
-		// A failed attempt may be on disk after all. The next one has to win over it.
-		err := j.writeIn(i, seq+uint64(i), e, room)
-		if err != nil {
-			failed = append(failed, fmt.Errorf("%s: %w", dir, err))
-			continue
+	seq := max(prior.seq, uint64(time.Now().UnixMicro()))
+	for {
+		var failed []error
+		for i, dir := range j.dirs {
+			seq++ // a failed attempt may be on disk after all, and the next one has to win over it
+			if err := j.writeIn(i, seq, e, room); err != nil {
+				failed = append(failed, fmt.Errorf("%s: %w", dir, err))
+				continue
+			}
+			j.took(it, i, join("write", failed))
+			return noRoom, nil
 		}
-		j.mu.Lock()
-		delete(j.held, it)
-		delete(j.told, filepath.Join(dir, fileName(it.Account)))
-		moved := j.lastDir != i
-		j.lastDir = i
-		j.mu.Unlock()
-		if moved && len(failed) > 0 {
-			j.log.Warn("the journal goes to another directory", "dir", dir, "error", join("write", failed))
+		err := join("write", failed)
+		if room == 0 {
+			j.hold(it, held{seq: seq + 1, entry: e})
+			return nil, fmt.Errorf("journal of %s: %w: %w", it, ErrNotDurable, err)
 		}
-		for _, later := range j.dirs[i+1:] {
-			_ = removeIn(later, it.Account) // one that stays is older
-		}
-		return nil
+		room, noRoom = 0, err
 	}
-	j.hold(it, held{seq: seq + uint64(len(j.dirs)), entry: e})
-	return fmt.Errorf("journal of %s: %w: %w", it, ErrNotDurable, join("write", failed))
 }
 
-func (j *Journal) hold(it store.Item, h held) {
-	switch disk, err := j.onDisk(it); {
-	case err != nil:
-		h.after = h.seq // what is there now may come into reach later, and is older
-	case disk.seq > 0:
-		h.after = disk.seq
-		h.place, _ = os.Lstat(j.dirs[disk.dir])
-	}
+// took is after the directory number i has taken a record of the login; the ones before it have not.
+func (j *Journal) took(it store.Item, i int, before error) {
 	j.mu.Lock()
-	j.held[it] = h
-	j.lastDir = -1
+	delete(j.held, it)
+	delete(j.told, filepath.Join(j.dirs[i], fileName(it.Account)))
+	moved := j.lastDir != i
+	j.lastDir = i
 	j.mu.Unlock()
+	if moved && before != nil {
+		j.log.Warn("the journal goes to another directory", "dir", j.dirs[i], "error", before)
+	}
+	for _, later := range j.dirs[i+1:] {
+		_ = removeIn(later, it.Account) // one that stays is older
+	}
 }
 
 // probe writes a file as the first record of a login does, and removes it. The name is always the same, so that one that is left

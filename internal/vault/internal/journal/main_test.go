@@ -3,6 +3,7 @@ package journal_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -163,4 +164,11 @@ func chmod(t testing.TB, path string, mode fs.FileMode) {
 	if err := os.Chmod(path, mode); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func notDurable(err error, says string) error {
+	if !errors.Is(err, journal.ErrNotDurable) || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
+		return fmt.Errorf("error %w, want one that says %q", err, says)
+	}
+	return nil
 }

@@ -49,13 +49,6 @@ func run(t *testing.T, cmd *exec.Cmd) {
 	}
 }
 
-func notDurable(err error, says string) error {
-	if !errors.Is(err, journal.ErrNotDurable) || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
-		return fmt.Errorf("error %w, want one that says %q", err, says)
-	}
-	return nil
-}
-
 // At every moment, and after kill -9 at any, a reader finds a whole record that is not older than the last one whose Write had
 // returned when it began.
 func TestKill(t *testing.T) {
@@ -211,8 +204,8 @@ func fillTheDisk(dir string) int {
 	if err != nil {
 		return complain("%v", err)
 	}
-	begun, late, broken := item, login("late:a"), login("broken:a")
-	for n, it := range []store.Item{begun, broken} {
+	begun, late, broken, leaving := item, login("late:a"), login("broken:a"), login("leaving:a")
+	for n, it := range []store.Item{begun, broken, leaving} {
 		if err := j.Write(ctx, it, generation(n+1, 8), 9000); err != nil {
 			return complain("%v", err)
 		}
@@ -239,6 +232,9 @@ func fillTheDisk(dir string) int {
 		{"and is durable", checkGeneration(other, begun, 3)},
 		{"more room than there is is no failure", j.Write(ctx, begun, generation(4, 9000), 100_000)},
 		{"and the record is durable", checkGeneration(other, begun, 4)},
+		{"an intent that needs it fails", notDurable(j.Write(ctx, begun, intent(5), 100_000), "might not fit")},
+		{"but is durable", checkGeneration(other, begun, 5)},
+		{"one that has its room does not", j.Write(ctx, begun, intent(4), 9000)},
 		{"a first record has none", notDurable(j.Write(ctx, late, generation(5, 8), 0), "no space left on device")},
 		{"it is held", checkGeneration(j, late, 5)},
 		{"by this process alone", checkGeneration(other, late, 0)},
@@ -256,11 +252,23 @@ func fillTheDisk(dir string) int {
 	if d, err := j.Check(ctx); d != "" || !errors.Is(err, syscall.ENOSPC) {
 		return complain("Check = %q, %v", d, err)
 	}
-	if list, err := j.List(ctx); err != nil || len(list) != 3 {
+	if list, err := j.List(ctx); err != nil || len(list) != 4 {
 		return complain("List = %v, %v", list, err)
 	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 3 {
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 4 {
 		return complain("left: %v, %v", entries, err)
+	}
+	for _, s := range []struct {
+		what string
+		err  error
+	}{
+		{"a login whose record is held", notDurable(j.Write(ctx, leaving, generation(8, 40_000), 0), "no space left on device")},
+		{"is removed by another process", other.Remove(ctx, leaving)},
+		{"and does not come back", checkGeneration(j, leaving, 0)},
+	} {
+		if s.err != nil {
+			return complain("%s: %v", s.what, s.err)
+		}
 	}
 	if err := ballast.Truncate(0); err != nil {
 		return complain("%v", err)
@@ -283,6 +291,13 @@ func fillTheDisk(dir string) int {
 		return complain("Check = %q, %v", d, err)
 	}
 	return 0
+}
+
+// intent is generation without an answer.
+func intent(n int) journal.Record {
+	r := generation(n, 0)
+	r.Phase, r.Sealed = journal.Called, nil
+	return r
 }
 
 func TestReadOnlyFileSystem(t *testing.T) {
