@@ -258,6 +258,26 @@ func (p *process) record(t testing.TB, it store.Item) journal.Record {
 	return r
 }
 
+// waitUntilStored waits until the store itself has something newer than old, and the journal nothing any more: somebody's
+// saver is at work. It returns what there is then.
+func waitUntilStored(t testing.TB, p *process, it store.Item, old *grant.Grant) *grant.Grant {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		sealed, err := p.raw.Read(t.Context(), it)
+		if err == nil && !sealed.Equal(old.Seal()) && p.record(t, it).Sealed == nil {
+			return readFrom(t, p.raw, it)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the new token does not get into the store: %v", err)
+		}
+		select {
+		case <-p.changed:
+		case <-time.After(20 * time.Millisecond): // another process's saver
+		}
+	}
+}
+
 // rest is an hour in which nothing happens to the login: its last attempt is that long ago then.
 func (p *process) rest(t testing.TB, it store.Item) {
 	t.Helper()
