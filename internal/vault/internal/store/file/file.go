@@ -90,17 +90,29 @@ func (s *Store) Check(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("file store: %w", err)
 	}
-	unlock()
+	defer unlock()
 	root, err := privatedir.Open(s.dir, true)
 	if err != nil {
 		return fmt.Errorf("file store: %w", cause(err))
 	}
 	defer func() { _ = root.Close() }()
+	if err := atomicfile.WriteFile(root, checkFile, make([]byte, checkSize)); err != nil {
+		return fmt.Errorf("file store: %w", err)
+	}
+	if err := root.Remove(checkFile); err != nil {
+		return fmt.Errorf("file store: %w", cause(err))
+	}
 	if _, err := s.key.existing(ctx, root); err != nil && !errors.Is(err, errNoKeyYet) {
 		return fmt.Errorf("file store: %w", err)
 	}
 	return nil
 }
+
+// Check writes a file of this name and as many bytes as a login may have, and removes it again.
+const (
+	checkFile = "check"
+	checkSize = 16 << 10
+)
 
 // Read implements [store.Store]. A file that cannot be decrypted or is not the item that its name says is renamed to
 // ACCOUNT.age.damaged-TIME and reported as [store.ErrDamaged] once; then there is no such item.

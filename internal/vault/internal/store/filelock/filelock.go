@@ -62,6 +62,11 @@ func Lock(ctx context.Context, dir *os.Root, it store.Item) (unlock func(), err 
 // is locked now is no longer the one that others find under the name.
 func try(dir *os.Root, name string) (_ *os.File, locked bool, err error) {
 	f, err := dir.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if errors.Is(err, syscall.EROFS) {
+		if there, openErr := dir.OpenFile(name, os.O_RDONLY, 0); openErr == nil { // which can be locked all the same
+			f, err = there, nil
+		}
+	}
 	if err != nil {
 		return nil, false, err
 	}
