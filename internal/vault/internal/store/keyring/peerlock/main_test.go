@@ -81,6 +81,12 @@ func child(args []string) error {
 		if err := syscall.Flock(int(oracle.Fd()), syscall.LOCK_UN); err != nil {
 			return err
 		}
+		if o, ok := l.(older); ok && mathrand.N(3) == 0 {
+			if err := o.abandon(); err != nil {
+				return err
+			}
+			continue
+		}
 		l.unlock()
 		time.Sleep(mathrand.N(3 * time.Millisecond))
 	}
