@@ -96,11 +96,13 @@ func (s *Store) Check(ctx context.Context) error {
 		return fmt.Errorf("file store: %w", cause(err))
 	}
 	defer func() { _ = root.Close() }()
-	if err := atomicfile.WriteFile(root, checkFile, make([]byte, checkSize)); err != nil {
-		return fmt.Errorf("file store: %w", err)
+	err = atomicfile.WriteFile(root, checkFile, make([]byte, checkSize))
+	if err == nil {
+		err = cause(root.Remove(checkFile))
 	}
-	if err := root.Remove(checkFile); err != nil {
-		return fmt.Errorf("file store: %w", cause(err))
+	unlock() // the key may be asked for now
+	if err != nil {
+		return fmt.Errorf("file store: %w", err)
 	}
 	if _, err := s.key.existing(ctx, root); err != nil && !errors.Is(err, errNoKeyYet) {
 		return fmt.Errorf("file store: %w", err)
