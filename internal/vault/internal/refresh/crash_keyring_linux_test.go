@@ -2,9 +2,13 @@ package refresh_test
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/credproxy/credproxy/internal/oauthtest"
 	"github.com/credproxy/credproxy/internal/vault/internal/journal"
@@ -33,6 +37,33 @@ func TestKilledAtEveryStepWithAKeyring(t *testing.T) {
 	i := newIssuer(t, false, oauthtest.Options{})
 	_, at := newKeyringPlace(t, i)
 	killAtEveryStep(t, i, at)
+}
+
+// A long time after the crash, the original client's lock is taken over slowly: one of its older version may be at it. That is
+// no refresh that is running.
+func TestInterruptedLongAgoWithAKeyring(t *testing.T) {
+	i := newIssuer(t, false, oauthtest.Options{})
+	_, at := newKeyringPlace(t, i)
+	c := crashAt(t, i, at, "before the call")
+	locks, err := filepath.Glob(filepath.Join(os.Getenv("HOME"), ".llxprt", "oauth", "locks", "*-refresh.lock"))
+	if err != nil || len(locks) != 1 {
+		t.Fatalf("locks of the original client: %q, %v", locks, err)
+	}
+	record, err := os.ReadFile(locks[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := fmt.Sprintf(`"timestamp":%d`, time.Now().Add(-time.Hour).UnixMilli())
+	aged := regexp.MustCompile(`"timestamp": ?\d+`).ReplaceAllString(string(record), old)
+	if aged == string(record) {
+		t.Fatal("the lock has no timestamp")
+	}
+	if err := os.WriteFile(locks[0], []byte(aged), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if h := c.next.History(t.Context(), c.it, c.old); !strings.Contains(h.Detail, "interrupted") {
+		t.Errorf("history: %+v", h)
+	}
 }
 
 // The keyring is locked while the provider answers. The new token is served all the same, and stored once the keyring is unlocked,

@@ -18,8 +18,9 @@ type History struct {
 	Detail    string // a sentence, or ""
 }
 
-// lookLimit tells a refresh that is running from one that was interrupted: the former has the lock.
-const lookLimit = 20 * time.Millisecond
+// lookLimit tells a refresh that is running from one that was interrupted: the former has the lock. To take over the
+// original client's lock from a dead process takes up to half of it.
+const lookLimit = 500 * time.Millisecond
 
 // History returns what is known of a login's refreshes; g is the login as it stands, nil if it cannot be read.
 func (c *Coordinator) History(ctx context.Context, it store.Item, g *grant.Grant) History {
