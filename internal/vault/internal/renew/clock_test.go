@@ -121,6 +121,31 @@ func TestClockSetBack(t *testing.T) {
 	})
 }
 
+// The clock was wrong for an instant, in which a token was issued. It is not the next to be renewed, so nothing but the
+// leap itself makes anybody look.
+func TestClockWrongForAnInstant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t, fresh(time.Hour))
+		b.Watch(item(0), b.in(time.Second))
+		synctest.Wait()
+		b.setClock(10 * 365 * day)
+		b.Watch(item(1), b.in(time.Hour))
+		synctest.Wait()
+		b.setClock(-10 * 365 * day)
+		time.Sleep(time.Hour)
+		if n := len(b.ran(item(1))); n != 1 {
+			t.Errorf("%d renewals in the hour for which the token lived", n)
+		}
+	})
+}
+
+// time.Time compares two readings of the monotonic clock if it can, and those do not tell that the machine slept.
+func TestWallClockIsNotMonotonic(t *testing.T) {
+	if now := New(Options{}).wall(); now != now.Round(0) {
+		t.Errorf("%v has a monotonic reading", now)
+	}
+}
+
 // The clock is set forward and everything seems due: a renewal that finds a good token answers its expiry.
 func TestClockSetForward(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -128,6 +153,7 @@ func TestClockSetForward(t *testing.T) {
 		begin := time.Now()
 		b.Watch(item(0), b.in(2*time.Hour)) // due in 108 minutes
 		time.Sleep(time.Minute)
+		synctest.Wait()               // after the look at this instant
 		b.setClock(110 * time.Minute) // 9 minutes before the expiry
 		time.Sleep(3 * time.Minute)
 		b.wantRuns(item(0), begin, 80*time.Second)

@@ -105,7 +105,7 @@ type Scheduler struct {
 	entries map[store.Item]*entry // all that are watched, and those forgotten while their renewal still runs
 	queue   queue                 // of those entries, the ones with no renewal running, next due first
 	running int                   // renewals
-	looked  time.Time             // what the clock said when the queue was last looked at, or its first item came
+	looked  time.Time             // what the clock said when the queue was last looked at
 	ended   bool                  // Run's ctx is done: nothing is scheduled any more
 }
 

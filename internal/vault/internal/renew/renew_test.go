@@ -3,6 +3,7 @@ package renew
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -166,9 +167,10 @@ func TestGiveUp(t *testing.T) {
 // A success, or another token, ends a row of failures.
 func TestFailuresAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fail := true
+		var fail atomic.Bool
+		fail.Store(true)
 		b := start(t, func(b *bed, _ store.Item, _ time.Time) Outcome {
-			if fail {
+			if fail.Load() {
 				return Outcome{Err: errTest}
 			}
 			return Outcome{Expiry: b.in(time.Hour)}
@@ -178,10 +180,10 @@ func TestFailuresAreForgotten(t *testing.T) {
 		b.Watch(item(0), b.in(10*time.Minute))
 		at(5*time.Minute + 100*time.Second) // failed at 5:00, 5:30 and 6:30
 		b.wantDue(item(0), 110*time.Second)
-		fail = false
+		fail.Store(false)
 		at(9 * time.Minute) // renewed at 8:30
 		b.wantDue(item(0), 53*time.Minute+30*time.Second)
-		fail = true
+		fail.Store(true)
 		at(62*time.Minute + 30*time.Second)
 		b.wantDue(item(0), 30*time.Second)
 		b.Watch(item(0), b.in(2*time.Hour)) // somebody logged in
@@ -315,6 +317,7 @@ func TestCallbacksMayCall(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		go s.Run(ctx)
 		time.Sleep(day)
+		synctest.Wait()
 		if renewed < 20 {
 			t.Errorf("%d renewals", renewed)
 		}
@@ -353,16 +356,25 @@ func TestEnd(t *testing.T) {
 	})
 }
 
-// A renewal sees the end of Run through its context.
+// A renewal sees the end of Run through its context, and to have failed for that is no reason to give up.
 func TestEndReachesRenewals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New(Options{Renew: func(ctx context.Context, _ store.Item, _ time.Time) Outcome {
-			<-ctx.Done()
-			return Outcome{Err: ctx.Err()}
-		}})
+		failed := 0
+		s := New(Options{
+			Renew: func(ctx context.Context, _ store.Item, _ time.Time) Outcome {
+				if failed++; failed == MaxFailures {
+					<-ctx.Done()
+				}
+				return Outcome{Err: errTest}
+			},
+			GaveUp: func(store.Item) { t.Error("gave up at the end") },
+		})
 		ctx, cancel := context.WithCancel(t.Context())
 		s.Watch(item(0), time.Now())
-		time.AfterFunc(time.Minute, cancel)
+		time.AfterFunc(day, cancel)
 		s.Run(ctx)
+		if failed != MaxFailures {
+			t.Errorf("failed %d times", failed)
+		}
 	})
 }

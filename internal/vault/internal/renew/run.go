@@ -105,7 +105,7 @@ func (s *Scheduler) clockSetBackLocked(now time.Time) {
 func (s *Scheduler) renew(ctx context.Context, j job) {
 	out := s.opts.Renew(ctx, j.item, j.expiry)
 	if ctx.Err() != nil {
-		return
+		return // nothing comes after it, and it may have failed for that alone
 	}
 	if s.finish(j.entry, out) && s.opts.GaveUp != nil {
 		s.opts.GaveUp(j.item)
@@ -116,9 +116,6 @@ func (s *Scheduler) renew(ctx context.Context, j job) {
 func (s *Scheduler) finish(e *entry, out Outcome) (gaveUp bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended {
-		return false
-	}
 	now := s.wall()
 	outdated := e.outdated
 	e.running, e.outdated = false, false
@@ -159,9 +156,6 @@ func (s *Scheduler) scheduleLocked(e *entry, now, due time.Time) {
 		due = earliest
 	}
 	e.due, e.wait = due, due.Sub(now)
-	if len(s.queue) == 0 {
-		s.looked = now
-	}
 	s.queue.put(e)
 	if passed := now.Sub(s.looked); s.queue[0] == e || passed < 0 || passed > jump {
 		s.wakeRun() // e is next, or the clock has leapt, which must be noticed before it leaps back
