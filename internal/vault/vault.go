@@ -92,6 +92,7 @@ func (o Options) storeOptions() backend.Options {
 		RecoveryDir: o.Dirs.Recovery()[0],
 		Key:         o.Config.FileStoreKey,
 		Passphrase:  o.Passphrase,
+		Logger:      o.Logger,
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
@@ -21,7 +22,8 @@ type Options struct {
 	RecoveryDir string // of what Sealer needs beside a keyring; "": then a keyring has no Sealer
 	Key         string // where the file store's key is, a file.Key; "" is file.KeyAuto
 	Passphrase  func(ctx context.Context, confirm bool) (string, error)
-	Bus         string // see keyring.Options
+	Bus         string       // see keyring.Options
+	Logger      *slog.Logger // see keyring.Options
 }
 
 // Sealer encrypts and decrypts, with a key that it has in memory. It is safe for concurrent use.
@@ -61,7 +63,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	default:
 		return nil, fmt.Errorf("there is no kind of store %q: take auto, keyring or file", o.Kind)
 	}
-	k, err := keyring.Open(keyring.Options{LockDir: o.LockDir, Bus: o.Bus})
+	k, err := keyring.Open(keyring.Options{LockDir: o.LockDir, Bus: o.Bus, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}
