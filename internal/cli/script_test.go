@@ -74,6 +74,7 @@ func scripts(dir string, setup func(*testscript.Env) error) testscript.Params {
 		Setup:               setup,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits":     exits,
+			"readonly":  readonly,
 			"oauth":     oauth,
 			"login":     loginCmd,
 			"expire":    expire,
@@ -216,6 +217,13 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// readonly runs a command for which the store's files are on a read-only file system, and compares its exit status:
+// readonly 0 credproxy token acme.
+func readonly(ts *testscript.TestScript, neg bool, args []string) {
+	const remount = `mount --bind "$CREDPROXY_HOME/data" "$CREDPROXY_HOME/data" && mount -o remount,bind,ro "$CREDPROXY_HOME/data" && exec "$@"`
+	exits(ts, neg, append([]string{args[0], "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", remount, "sh"}, args[1:]...))
+}
+
 // oauth starts an authorization server and describes it as the provider acme: oauth [deny|ask].
 func oauth(ts *testscript.TestScript, _ bool, args []string) {
 	s := running(ts)
@@ -302,6 +310,7 @@ func expire(ts *testscript.TestScript, _ bool, args []string) {
 //	provider wait            not before `provider open`; the tokens are issued
 //	provider asked           (waits until it was asked since `provider wait`)
 //	provider well            as it should
+//	provider revoked         (demands that the newest refresh token is what it was asked to revoke last)
 func providerCmd(ts *testscript.TestScript, _ bool, args []string) {
 	s := running(ts)
 	switch args[0] {
@@ -322,6 +331,11 @@ func providerCmd(ts *testscript.TestScript, _ bool, args []string) {
 		close(s.gate)
 	case "well":
 		s.server.ClearFaults()
+	case "revoked":
+		asked, issued := s.server.Requests(oauthtest.Revoke), s.server.Issued().RefreshTokens
+		if len(asked) == 0 || asked[len(asked)-1].Params.Get("token") != issued[len(issued)-1] {
+			ts.Fatalf("the newest refresh token was not revoked")
+		}
 	default:
 		ts.Fatalf("unknown: provider %s", args[0])
 	}
