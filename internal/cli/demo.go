@@ -300,7 +300,7 @@ func (d *demo) noRefreshToken(where ...string) error {
 // probe lets a program inside try everything it can think of, and looks at all that it got.
 func (d *demo) probe(ctx context.Context) {
 	dirs := config.Dirs{Config: d.home, State: filepath.Join(d.home, "state"), Data: filepath.Join(d.home, "data")}
-	files := []string{filepath.Join(d.home, "config.toml"), daemon.AuditPath(dirs), dirs.Recovery()[0], dirs.Data}
+	files := []string{filepath.Join(d.home, "config.toml"), daemon.AuditPath(dirs), dirs.Recovery("file")[0], dirs.Data}
 	_ = filepath.WalkDir(dirs.Data, func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.Type().IsRegular() {
 			files = append(files, path)

@@ -52,7 +52,7 @@ func checkRecovery(ctx context.Context, v *vault.Vault, dirs config.Dirs) check 
 	const name = "recovery files"
 	const hint = "make room, or make it a directory of your own that can be written"
 	degraded, err := v.CheckRecovery(ctx)
-	places := dirs.Recovery()
+	places := dirs.Recovery(v.StoreName())
 	switch {
 	case err != nil:
 		return fail(name, hint, fmt.Errorf("a new token that the store refuses would be lost: %w", err))

@@ -108,7 +108,8 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 	}()
 	spec.Socket = p.Socket()
 	spec.RunDir = runDir(dirs)
-	spec.ProtectedDirs = append(append(spec.ProtectedDirs, dirs.Config, dirs.State, dirs.Data), dirs.Recovery()...)
+	spec.ProtectedDirs = append(spec.ProtectedDirs, dirs.Config, dirs.State, dirs.Data)
+	spec.ProtectedDirs = slices.Concat(spec.ProtectedDirs, dirs.Recovery("file"), dirs.Recovery("keyring"))
 	spec.ProtectedFiles = append(spec.ProtectedFiles, c.Path)
 	if removed, err := spec.Host.Sweep(ctx, spec.RunDir); err != nil || len(removed) > 0 {
 		log.Info("removed what killed runs had left behind", "containers", removed, "error", err)

@@ -16,13 +16,14 @@ type Dirs struct {
 	Data   string // the file store
 }
 
-// Recovery returns the directories for what a provider has answered until the store has it, in the order in which they
-// are tried: one below the state, and for when that cannot be written, one in the temporary directory that belongs to
-// this user and this state.
-func (d Dirs) Recovery() []string {
+// Recovery returns the directories for what a provider has answered until the store, of the kind "file" or "keyring", has
+// it, in the order in which they are tried: one below the state, and for when that cannot be written, one in the temporary
+// directory that belongs to this user and this state. Each kind has its own: what one kind is waiting for is nothing to
+// another.
+func (d Dirs) Recovery(store string) []string {
 	sum := sha256.Sum256([]byte(d.State))
-	aside := fmt.Sprintf("credproxy-recovery-%d-%x", os.Geteuid(), sum[:4])
-	return []string{filepath.Join(d.State, "recovery"), filepath.Join(os.TempDir(), aside)}
+	aside := fmt.Sprintf("credproxy-recovery-%d-%x-%s", os.Geteuid(), sum[:4], store)
+	return []string{filepath.Join(d.State, "recovery", store), filepath.Join(os.TempDir(), aside)}
 }
 
 // Directories says where the files are: all under $CREDPROXY_HOME if that is set; else where the XDG Base Directory

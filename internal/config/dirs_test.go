@@ -61,3 +61,13 @@ func TestConfigPath(t *testing.T) {
 		t.Errorf("%q with a relative home", got)
 	}
 }
+
+func TestRecovery(t *testing.T) {
+	a, b := Dirs{State: "/s/a"}, Dirs{State: "/s/b"}
+	if got := a.Recovery("file"); got[0] != "/s/a/recovery/file" || !filepath.IsAbs(got[1]) {
+		t.Errorf("Recovery = %q", got)
+	}
+	if a.Recovery("file")[1] == b.Recovery("file")[1] || a.Recovery("file")[1] == a.Recovery("keyring")[1] {
+		t.Error("two stores share a directory")
+	}
+}

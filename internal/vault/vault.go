@@ -71,7 +71,7 @@ func Open(ctx context.Context, o Options) (*Vault, error) {
 		return nil, hostError(err)
 	}
 	j, err := journal.New(journal.Options{
-		Dirs:   o.Dirs.Recovery(),
+		Dirs:   o.Dirs.Recovery(s.Name()),
 		Key:    func(ctx context.Context) (journal.Sealer, error) { return s.Sealer(ctx) },
 		Logger: o.Logger,
 	})
@@ -89,7 +89,7 @@ func (o Options) storeOptions() backend.Options {
 		Kind:        o.Config.Store,
 		Dir:         o.Dirs.Data,
 		LockDir:     filepath.Join(o.Dirs.State, "locks"),
-		RecoveryDir: o.Dirs.Recovery()[0],
+		RecoveryDir: o.Dirs.Recovery("keyring")[0],
 		Key:         o.Config.FileStoreKey,
 		Passphrase:  o.Passphrase,
 		Logger:      o.Logger,
