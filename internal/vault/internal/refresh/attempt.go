@@ -34,6 +34,10 @@ func (a *attempt) run(ctx context.Context, request string) (result, error) {
 	a.record.Attempt, a.record.Next = now.Round(0), time.Time{}
 	a.record.Sent, a.record.Request = a.old.RefreshToken.Fingerprint(), request
 	a.record.Interrupted = a.record.Interrupted || interrupted
+	if a.record.Outcome == journal.Refused {
+		// That was another request. If this one is cut off, nobody is to think that it was refused.
+		a.record.Outcome, a.record.Code, a.record.Status, a.record.Revoked = journal.Never, "", 0, false
+	}
 	a.c.attempted(a.it, now)
 	if err := a.write(ctx, room(a.old)); err != nil {
 		a.c.o.Logger.Error("before a refresh, no place could be made for the new token: if the store refuses it too, it is held in memory only",
@@ -48,7 +52,8 @@ func (a *attempt) run(ctx context.Context, request string) (result, error) {
 	if err != nil {
 		return a.failed(ctx, err, pending)
 	}
-	return result{grant: a.succeeded(ctx, answer)}, nil
+	g, err := a.succeeded(ctx, answer)
+	return result{grant: g}, err
 }
 
 // ask calls the provider, and again after failures that may pass. Retries end with Close; a call does not.
@@ -89,23 +94,43 @@ func (a *attempt) received(answer provider.Answer) {
 }
 
 // succeeded stores the merged login. If the store refuses, the login is served from the journal, or from memory, and
-// storing it is tried again.
-func (a *attempt) succeeded(ctx context.Context, answer *grant.Grant) *grant.Grant {
+// storing it is tried again. The error is store.ErrNotFound.
+func (a *attempt) succeeded(ctx context.Context, answer *grant.Grant) (*grant.Grant, error) {
 	merged := grant.Merge(a.old, answer)
 	a.record.Outcome, a.record.Code, a.record.Status, a.record.Revoked = journal.OK, "", 0, false
 	a.record.Refreshed = a.record.Attempt
 	a.record.Interrupted = false
 	defer a.c.o.Changed(a.it)
+	if newer, err := a.overtaken(ctx); newer != nil || err != nil {
+		a.c.o.Logger.Info("an answer is dropped: the login was replaced or removed while the provider was asked", "login", a.it.Account)
+		a.record.Phase, a.record.Sealed = journal.Idle, nil
+		a.writeOrLog(ctx)
+		return newer, err
+	}
 	if err := a.c.o.Store.Write(ctx, a.it, merged.Seal()); err != nil {
 		a.c.refusedByStore(a.it, err)
 		a.writeOrLog(ctx)
-		a.c.keep(a.it)
-		return merged
+		a.c.keep(a.it, a.record)
+		return merged, nil
 	}
 	atStep("after the save")
 	a.record.Phase, a.record.Sealed = journal.Idle, nil
 	a.writeOrLog(ctx)
-	return merged
+	return merged, nil
+}
+
+// overtaken looks whether a program that takes no lock has replaced the login while the provider was asked, then it returns
+// what is stored, or removed it, then the error is store.ErrNotFound. A store that cannot be read says neither.
+func (a *attempt) overtaken(ctx context.Context) (newer *grant.Grant, err error) {
+	sealed, err := a.c.o.Store.Read(ctx, a.it)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, err
+	}
+	stored, parseErr := grant.Parse(sealed)
+	if err != nil || parseErr != nil || stored.RefreshToken.Fingerprint() == a.base {
+		return nil, nil
+	}
+	return stored, nil
 }
 
 // failed records why there is no new token. What is known to be dead is not tried again, and is taken out of the store.

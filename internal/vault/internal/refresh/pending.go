@@ -122,10 +122,17 @@ func (c *Coordinator) stand(ctx context.Context, it store.Item, r journal.Record
 }
 
 // supersedes reports whether the store has what was pending, or something newer. base is the refresh token that the store
-// had when pending was asked for; a provider that does not rotate leaves it as it is, so it alone does not tell.
+// had when pending was asked for. A provider that does not rotate leaves it as it is, so that it alone does not tell; then the
+// later expiry does. It says nothing against a rotated refresh token: the one in the store is worthless, whatever expiry a
+// client has saved beside it.
 func supersedes(stored, pending *grant.Grant, base string) bool {
-	return stored.RefreshToken.Fingerprint() != base || stored.AccessToken.Equal(pending.AccessToken) ||
-		pending.Expiry != 0 && stored.Expiry > pending.Expiry
+	switch {
+	case stored.RefreshToken.Fingerprint() != base:
+		return true
+	case pending.RefreshToken.Fingerprint() != base:
+		return false
+	}
+	return stored.AccessToken.Equal(pending.AccessToken) || pending.Expiry != 0 && stored.Expiry > pending.Expiry
 }
 
 // baseOf is the base of an answer that is about to be asked for; old is the login as it stands.
@@ -163,7 +170,8 @@ func (c *Coordinator) settle(ctx context.Context, it store.Item, r journal.Recor
 	case s.pending != nil:
 		if err := c.o.Store.Write(ctx, it, s.pending.Seal()); err != nil {
 			c.refusedByStore(it, err)
-			c.keep(it)
+			r = c.rescued(ctx, it, r)
+			c.keep(it, r)
 			return r, nil
 		}
 		c.o.Logger.Info("a new token that was only in the journal is now in the store", "login", it.Account)
@@ -190,6 +198,23 @@ func answered(r *journal.Record) {
 	r.Refreshed = r.Attempt
 }
 
+// rescued writes an answer that is in memory alone to the journal, if that can be written by now.
+func (c *Coordinator) rescued(ctx context.Context, it store.Item, r journal.Record) journal.Record {
+	if !c.o.Journal.Held(it) {
+		return r
+	}
+	// Sealed anew: there may have been no key.
+	if p, err := c.openPayload(ctx, it, r.Sealed); err == nil {
+		if sealed, err := c.sealPayload(ctx, it, p); err == nil {
+			r.Sealed = sealed
+		}
+	}
+	if err := c.o.Journal.Write(ctx, it, r, 0); err == nil {
+		c.o.Logger.Info("a new token that was only in memory is now in the recovery files", "login", it.Account)
+	}
+	return r
+}
+
 // refusedByStore is loud: until the store takes the token, a lost journal is a lost login.
 func (c *Coordinator) refusedByStore(it store.Item, err error) {
 	c.o.Logger.Error("THE STORE REFUSED A NEW TOKEN: it is served and kept in the recovery files; storing it will be tried again",
@@ -203,14 +228,15 @@ const (
 	saveWait  = 5 * time.Second // for the lock of one login
 )
 
-// keep makes the saver try to store the login's pending answer until that is done, here or elsewhere.
-func (c *Coordinator) keep(it store.Item) {
+// keep makes the saver try to store the login's pending answer, which r has, until that is done, here or elsewhere.
+func (c *Coordinator) keep(it store.Item, r journal.Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.unsaved[it]; ok {
+	_, ok := c.unsaved[it]
+	c.unsaved[it] = r
+	if ok {
 		return
 	}
-	c.unsaved[it] = struct{}{}
 	if len(c.unsaved) == 1 && !c.startLocked(c.save) {
 		clear(c.unsaved)
 	}
@@ -240,24 +266,20 @@ func (c *Coordinator) saveAll(ctx context.Context) (left int) {
 	}
 	c.mu.Unlock()
 	for _, it := range items {
-		if c.saved(ctx, it) {
-			c.mu.Lock()
-			delete(c.unsaved, it)
-			c.mu.Unlock()
-		}
+		c.saved(ctx, it)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.unsaved)
 }
 
-// saved settles one login and reports whether nothing of it is unsaved any more.
-func (c *Coordinator) saved(ctx context.Context, it store.Item) bool {
+// saved settles one login, and drops it from unsaved when nothing of it is any more.
+func (c *Coordinator) saved(ctx context.Context, it store.Item) {
 	ctx, cancel := context.WithTimeout(ctx, saveWait)
 	defer cancel()
 	unlock, err := c.o.Store.Lock(ctx, it)
 	if err != nil {
-		return false
+		return
 	}
 	defer unlock()
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), saveLimit)
@@ -266,7 +288,11 @@ func (c *Coordinator) saved(ctx context.Context, it store.Item) bool {
 	if err != nil {
 		c.o.Logger.Warn("a new token cannot be stored yet", "login", it.Account, "error", err)
 	}
-	return r.Sealed == nil
+	if r.Sealed == nil {
+		c.mu.Lock()
+		delete(c.unsaved, it)
+		c.mu.Unlock()
+	}
 }
 
 // lastSave is for the end of the process, of which a token that is only in memory would not survive.

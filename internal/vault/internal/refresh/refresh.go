@@ -89,8 +89,8 @@ type Coordinator struct {
 	mu       sync.Mutex // guards all below
 	closed   bool
 	flights  map[store.Item]*flight
-	attempts map[store.Item]time.Time // of this process, with the monotonic clock; dropped after Cooldown
-	unsaved  map[store.Item]struct{}  // what the saver retries; it runs while there are any
+	attempts map[store.Item]time.Time      // of this process, with the monotonic clock; dropped after Cooldown
+	unsaved  map[store.Item]journal.Record // what the saver retries, as it was last seen; it runs while there are any
 }
 
 // flight is one refresh that callers in this process share. Its goroutine sets result and err, then closes done.
@@ -112,7 +112,7 @@ func New(o Options) *Coordinator {
 		o:        o,
 		flights:  make(map[store.Item]*flight),
 		attempts: make(map[store.Item]time.Time),
-		unsaved:  make(map[store.Item]struct{}),
+		unsaved:  make(map[store.Item]journal.Record),
 	}
 	c.waiting, c.stop = context.WithCancel(context.Background())
 	return c
@@ -271,12 +271,24 @@ func (c *Coordinator) locked(it store.Item, seen *grant.Grant) (result, error) {
 	return a.run(ctx, request)
 }
 
-// record is what the journal has. A journal that cannot be read stands in nobody's way: the worst that follows is that
-// the cooldown is not known.
+// record is what the journal has. A journal that cannot be read stands in nobody's way: what it had of an answer that the
+// store refuses is remembered here, so the worst that follows is that a cooldown is not known.
 func (c *Coordinator) record(ctx context.Context, it store.Item) journal.Record {
 	r, err := c.o.Journal.Read(ctx, it)
 	if err != nil {
 		c.o.Logger.Error("the record of a login's refreshes cannot be read", "login", it.Account, "error", err)
+		return c.remembered(it, r)
+	}
+	return r
+}
+
+// remembered is r, which is what could be read of the journal, or the record that this process has of an answer which the
+// store refuses.
+func (c *Coordinator) remembered(it store.Item, r journal.Record) journal.Record {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if kept, ok := c.unsaved[it]; ok && r.Sealed == nil {
+		return kept
 	}
 	return r
 }
@@ -294,7 +306,7 @@ func (c *Coordinator) read(ctx context.Context, it store.Item) (*grant.Grant, er
 // beginning of the last attempt, or as long as the provider wanted.
 func (c *Coordinator) cooldown(it store.Item, r journal.Record) time.Duration {
 	if r.Attempt.IsZero() {
-		return 0
+		return c.sinceOwn(it)
 	}
 	until := r.Attempt.Add(Cooldown)
 	if r.Next.After(until) {
@@ -306,12 +318,24 @@ func (c *Coordinator) cooldown(it store.Item, r journal.Record) time.Duration {
 		return max(wait, 0)
 	}
 	// The clock was set back behind the attempt. Then only the process that made the attempt knows how long ago it was.
+	return c.sinceOwn(it)
+}
+
+// sinceOwn is what is left of the cooldown after the last attempt of this process, by the monotonic clock.
+func (c *Coordinator) sinceOwn(it store.Item) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if mine, ok := c.attempts[it]; ok {
-		return max(Cooldown-now.Sub(mine), 0)
+		return max(Cooldown-time.Since(mine), 0)
 	}
 	return 0
+}
+
+// forget drops what this process remembers of a login that was removed.
+func (c *Coordinator) forget(it store.Item) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.attempts, it)
 }
 
 // attempted remembers an attempt of this process.

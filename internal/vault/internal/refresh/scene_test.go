@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -179,6 +180,23 @@ func (s *scene) remove(p *process) {
 	defer unlock()
 	if err := p.Store().Delete(s.t.Context(), s.it); err != nil {
 		s.t.Fatal(err)
+	}
+}
+
+// dieAt has p refresh, and end at the step as if it were killed there: its locks go, and nothing else is done.
+func (s *scene) dieAt(step string, p *process) {
+	s.t.Helper()
+	seen := p.read(s.t, s.it)
+	died := false
+	refresh.AtStep(func(at string) {
+		if at == step && !died {
+			died = true
+			runtime.Goexit()
+		}
+	})
+	defer refresh.AtStep(func(string) {})
+	if g, err := p.Refresh(s.t.Context(), s.it, seen); !died {
+		s.t.Fatalf("it did not come to the step %q: %s", step, outcome(g, err))
 	}
 }
 

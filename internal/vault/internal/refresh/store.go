@@ -24,8 +24,11 @@ func (o overlay) Read(ctx context.Context, it store.Item) (secret.String, error)
 	if it.Service != store.ServiceLogins {
 		return o.Store.Read(ctx, it)
 	}
-	// An error is of one place for the journal; another may have what counts.
-	r, _ := o.c.o.Journal.Read(ctx, it)
+	// An error is of one place for the journal; another may have what counts, or this process.
+	r, err := o.c.o.Journal.Read(ctx, it)
+	if err != nil {
+		r = o.c.remembered(it, r)
+	}
 	if r.Sealed == nil {
 		return o.Store.Read(ctx, it)
 	}
@@ -33,7 +36,7 @@ func (o overlay) Read(ctx context.Context, it store.Item) (secret.String, error)
 	if s.pending == nil {
 		return s.stored, s.err
 	}
-	o.c.keep(it)
+	o.c.keep(it, r)
 	return s.pending.Seal(), nil
 }
 
@@ -62,6 +65,7 @@ func (o overlay) Delete(ctx context.Context, it store.Item) error {
 	if err := o.Store.Delete(ctx, it); err != nil || it.Service != store.ServiceLogins {
 		return err
 	}
+	o.c.forget(it)
 	if err := o.c.o.Journal.Remove(ctx, it); err != nil {
 		o.c.o.Logger.Warn("the record of a removed login's refreshes could not be removed", "login", it.Account, "error", err)
 	}
