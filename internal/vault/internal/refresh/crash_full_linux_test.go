@@ -5,11 +5,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/credproxy/credproxy/internal/oauthtest"
+	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	"github.com/credproxy/credproxy/internal/vault/internal/journal"
 )
 
@@ -85,11 +88,13 @@ func mountReadOnly(t *testing.T, disk string) (mend func()) {
 	if err := syscall.Mount("", disk, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY|syscall.MS_RELATIME, ""); err != nil {
 		t.Fatalf("remount read-only: %v", err)
 	}
-	return func() {
+	mend = sync.OnceFunc(func() {
 		if err := syscall.Unmount(disk, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
-	}
+	})
+	t.Cleanup(mend)
+	return mend
 }
 
 // A store that refuses the new token. It is served, by every process, and stored when the store takes it again: by the process
@@ -220,4 +225,74 @@ func TestNothingCanBeWritten(t *testing.T) {
 		t.Errorf("Close of the journal, with room again: %v", err)
 	}
 	c.wantSettled(t, g)
+}
+
+// The store refuses, the token that waits in the journal is due, and the process that renews it is killed. The one that waits
+// stays until the next one is there, and the store gets whichever is the newest.
+func TestKilledWhileTheStoreRefuses(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	for _, tt := range []struct {
+		step  string
+		newer bool // the second answer is there
+		lost  bool // it is not, and the provider has given it
+	}{
+		{step: "after the lock"},
+		{step: "before the call"},
+		{step: "after the answer was read", lost: true},
+		{step: "after the write ahead", newer: true},
+		{step: "before the unlock", newer: true},
+	} {
+		t.Run(tt.step, func(t *testing.T) {
+			t.Parallel()
+			i := newIssuer(t, false, oauthtest.Options{})
+			at, disk := newPlace(t, i), newDisk(t)
+			at.Store = filepath.Join(disk, "store")
+			c := crash{i, at.start(t), item("a"), i.login(t), 0}
+			at.start(t).save(t, c.it, c.old)
+			mend := mountReadOnly(t, disk)
+			var waits *grant.Grant // in the journal, after the first refresh
+			for n, step := range []string{"", tt.step} {
+				by := startChild(t, task{Role: "refresh one after the other", Place: at, Buckets: []string{"a"}, Step: step})
+				if n == 0 {
+					by.until(t, "a done")
+					by.kill()
+					waits = readFrom(t, at.start(t).Store(), c.it)
+					at.start(t).rest(t, c.it)
+					continue
+				}
+				by.until(t, "a "+step)
+				by.kill()
+			}
+			c.used = i.Calls(oauthtest.Token)
+			g := c.next.read(t, c.it)
+			if g.AccessToken.Equal(waits.AccessToken) == tt.newer || !i.Valid(g.AccessToken.Reveal()) {
+				t.Error("it is not the newest that is served")
+			}
+			mend()
+			if err := c.next.Resume(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if !waitUntilStored(t, c.next, c.it, c.old).AccessToken.Equal(g.AccessToken) {
+				t.Fatal("another token was stored than was served")
+			}
+			c.wantCalls(t, 0)
+			c.next.rest(t, c.it)
+			if !tt.lost {
+				c.wantNew(t, g)
+				c.wantUses(t, oauthtest.Accepted)
+				if i.reused() != 0 {
+					t.Error("a refresh token was used twice")
+				}
+				return
+			}
+			if again, err := c.refresh(t, g); err == nil || !strings.Contains(err.Error(), "interrupted") {
+				t.Errorf("refresh: %s", outcome(again, err))
+			}
+			if uses := i.uses(g.RefreshToken); !slices.Equal(uses, []oauthtest.Outcome{oauthtest.Accepted, oauthtest.Reused}) {
+				t.Errorf("uses of the token that waited: %q", uses)
+			}
+		})
+	}
 }
