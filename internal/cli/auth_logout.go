@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/credproxy/credproxy/wire"
 )
+
+// logoutLimit is how long a logout waits for a refresh that is running, and then for the provider.
+const logoutLimit = 45 * time.Second
 
 func (a *app) authLogoutCommand() *cobra.Command {
 	var revoke bool
@@ -47,7 +51,9 @@ func (a *app) logout(ctx context.Context, l login, revoke bool) error {
 		return err
 	}
 	defer h.Close()
+	stop := a.waiting(wait{what: "a refresh that is running, or the provider", limit: logoutLimit, soon: true, cancels: true})
 	r, err := h.Logout(ctx, l.provider, l.bucket, revoke)
+	stop()
 	if errors.Is(err, wire.ErrNotFound) {
 		return &failure{err: errNotStored, status: exitNotFound, hint: notStoredHint(ctx, h, l)}
 	}

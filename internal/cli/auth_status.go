@@ -66,7 +66,11 @@ proxy that serves it renews it, and when it was refreshed last. The states:
 // status is what is known. With an error, there may be logins in it all the same.
 func (a *app) status(ctx context.Context) (statusReport, error) {
 	if inside() {
-		return statusInside(ctx)
+		t, err := insideTokens(ctx)
+		if err != nil {
+			return statusReport{}, err
+		}
+		return reportInside(ctx, t)
 	}
 	h, err := a.openHost(ctx)
 	if err != nil {
@@ -126,6 +130,25 @@ func (a *app) statusText(r statusReport, now time.Time) string {
 		}
 		return b.String()
 	}
+	p := a.paint(a.stdout)
+	b.WriteByte('\n')
+	b.WriteString(table(statusRows(r, now), func(row, column int, cell string) string {
+		switch {
+		case row == 0:
+			return p.bold(cell)
+		case column != 1:
+			return cell
+		case cell == string(vault.StateOK):
+			return p.green(cell)
+		case cell == string(vault.StateExpired):
+			return p.yellow(cell)
+		}
+		return p.red(cell)
+	}))
+	return b.String()
+}
+
+func statusRows(r statusReport, now time.Time) [][]string {
 	when := func(seconds *int64) string {
 		if seconds == nil {
 			return "-"
@@ -140,20 +163,5 @@ func (a *app) statusText(r statusReport, now time.Time) string {
 		}
 		rows = append(rows, []string{login{l.Provider, l.Bucket}.full(), l.State, when(l.Expiry), renews, when(l.LastRefresh), oneLine(l.Detail)})
 	}
-	p := a.paint(a.stdout)
-	b.WriteByte('\n')
-	b.WriteString(table(rows, func(row, column int, cell string) string {
-		switch {
-		case row == 0:
-			return p.bold(cell)
-		case column != 1:
-			return cell
-		case cell == string(vault.StateOK):
-			return p.green(cell)
-		case cell == string(vault.StateExpired):
-			return p.yellow(cell)
-		}
-		return p.red(cell)
-	}))
-	return b.String()
+	return rows
 }

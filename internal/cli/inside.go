@@ -65,14 +65,10 @@ func (a *app) logoutInside(ctx context.Context, l login) error {
 	return t.RemoveToken(ctx, l.provider, l.bucket)
 }
 
-// statusInside is what the proxy tells of the logins that this sandbox may use. The store is the host's, or "proxy" from a
+// reportInside is what the proxy tells of the logins that this sandbox may use. The store is the host's, or "proxy" from a
 // proxy that does not say. With an error, the report has the logins before it.
-func statusInside(ctx context.Context) (statusReport, error) {
+func reportInside(ctx context.Context, t client.Tokens) (statusReport, error) {
 	report := statusReport{Store: "proxy", Logins: []loginReport{}}
-	t, err := insideTokens(ctx)
-	if err != nil {
-		return report, err
-	}
 	providers, err := t.Providers(ctx)
 	if err != nil {
 		return report, err
