@@ -71,12 +71,9 @@ func notRefreshed(err error, source tokens, l login) error {
 	case crossing.LoginNeeded():
 		reason := strings.TrimPrefix(crossing.Message, wire.LoginNeededPrefix)
 		return &failure{err: errors.New("a new login is needed: " + reason), status: exitLoginNeeded, hint: loginCommand(l)}
-	case crossing.Code == wire.CodeRateLimited:
-		f := &failure{err: errors.New(crossing.Message), status: exitRateLimited}
-		if crossing.RetryAfter > 0 {
-			f.hint = "try again in " + span(time.Duration(crossing.RetryAfter)*time.Second)
-		}
-		return f
+	case crossing.Code == wire.CodeRateLimited && crossing.RetryAfter > 0:
+		again := span(time.Duration(crossing.RetryAfter) * time.Second)
+		return &failure{err: errors.New(crossing.Message), status: exitRateLimited, hint: "try again in " + again}
 	case crossing.Code == wire.CodeProviderNotFound:
 		f := &failure{err: errors.New(crossing.Message), status: exitNotFound, hint: "describe it on the host, in [providers." + shown(l.provider, "NAME") + "] of the configuration"}
 		if h, ok := source.(*host); ok {
