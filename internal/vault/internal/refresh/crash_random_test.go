@@ -18,7 +18,7 @@ import (
 // been written ahead works, and no refresh token is used twice but that of the one that was killed in the window between the
 // provider's answer and the file: it is tried, and only then the person told.
 func TestKilledAtAnyInstant(t *testing.T) {
-	const rounds, logins, limit = 40, 4, 6 * time.Second
+	const rounds, logins, limit = 40, 4, 5 * time.Second
 	i := newIssuer(t, false, oauthtest.Options{})
 	at := newPlace(t, i)
 	seed := at.start(t)
