@@ -105,6 +105,7 @@ func expire(ts *testscript.TestScript, _ bool, args []string) {
 //	provider wait            not before `provider open`; the tokens are issued
 //	provider asked           (waits until it was asked since `provider wait`)
 //	provider well            as it should
+//	provider keeps           no login is revoked: it cannot do so now
 //	provider revoked         (demands that the newest refresh token is what it was asked to revoke last)
 func providerCmd(ts *testscript.TestScript, _ bool, args []string) {
 	s := running(ts)
@@ -126,6 +127,8 @@ func providerCmd(ts *testscript.TestScript, _ bool, args []string) {
 		close(s.gate)
 	case "well":
 		s.server.ClearFaults()
+	case "keeps":
+		s.server.Fault(oauthtest.Revoke, oauthtest.ErrorAnswer(http.StatusServiceUnavailable, "temporarily_unavailable"), -1)
 	case "revoked":
 		asked, issued := s.server.Requests(oauthtest.Revoke), s.server.Issued().RefreshTokens
 		if len(asked) == 0 || asked[len(asked)-1].Params.Get("token") != issued[len(issued)-1] {
