@@ -108,10 +108,7 @@ func (v *Vault) storeGrant(ctx context.Context, providerName, bucket string, g *
 		if err := v.logins.Write(ctx, it, g.Seal()); err != nil {
 			return hostError(fmt.Errorf("storing the login %s/%s: %w", providerName, bucket, err))
 		}
-		// What is known of the old login's refreshes does not concern the new one.
-		if err := v.journal.Remove(ctx, it); err != nil {
-			v.log.Warn("the record of the old login's refreshes could not be removed", "login", it.Account, "error", err)
-		}
+		v.refresh.Forget(ctx, it)
 		return nil
 	})
 }

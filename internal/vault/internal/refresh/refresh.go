@@ -219,8 +219,13 @@ func (c *Coordinator) fly(it store.Item, seen *grant.Grant) (result, error) {
 	wait, cancel := context.WithTimeout(c.waiting, lockLimit)
 	defer cancel()
 	unlock, err := c.o.Store.Lock(wait, it)
-	if err != nil {
+	switch {
+	case c.waiting.Err() != nil && err != nil:
+		return result{}, errClosed
+	case errors.Is(err, context.DeadlineExceeded):
 		return result{}, fmt.Errorf("waiting for the refresh of %s by another process: %w", it.Account, err)
+	case err != nil:
+		return result{}, fmt.Errorf("taking the lock of %s: %w", it.Account, err)
 	}
 	defer unlock()
 	atStep("after the lock")
@@ -282,13 +287,16 @@ func (c *Coordinator) record(ctx context.Context, it store.Item) journal.Record 
 	return r
 }
 
-// remembered is r, which is what could be read of the journal, or the record that this process has of an answer which the
-// store refuses.
+// remembered adds to r, which is what could be read of the journal, what this process knows: its record of an answer that the
+// store refuses, and when it made its last attempt.
 func (c *Coordinator) remembered(it store.Item, r journal.Record) journal.Record {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if kept, ok := c.unsaved[it]; ok && r.Sealed == nil {
-		return kept
+		r = kept
+	}
+	if mine, ok := c.attempts[it]; ok && r.Attempt.IsZero() {
+		r.Attempt = mine.Round(0)
 	}
 	return r
 }
@@ -306,7 +314,7 @@ func (c *Coordinator) read(ctx context.Context, it store.Item) (*grant.Grant, er
 // beginning of the last attempt, or as long as the provider wanted.
 func (c *Coordinator) cooldown(it store.Item, r journal.Record) time.Duration {
 	if r.Attempt.IsZero() {
-		return c.sinceOwn(it)
+		return 0
 	}
 	until := r.Attempt.Add(Cooldown)
 	if r.Next.After(until) {
@@ -331,11 +339,15 @@ func (c *Coordinator) sinceOwn(it store.Item) time.Duration {
 	return 0
 }
 
-// forget drops what this process remembers of a login that was removed.
-func (c *Coordinator) forget(it store.Item) {
+// Forget drops what is known of a login's refreshes, for one that was removed or replaced by a new login. The login's lock is
+// held.
+func (c *Coordinator) Forget(ctx context.Context, it store.Item) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	delete(c.attempts, it)
+	c.mu.Unlock()
+	if err := c.o.Journal.Remove(ctx, it); err != nil {
+		c.o.Logger.Warn("the record of a login's refreshes could not be removed", "login", it.Account, "error", err)
+	}
 }
 
 // attempted remembers an attempt of this process.

@@ -65,10 +65,7 @@ func (o overlay) Delete(ctx context.Context, it store.Item) error {
 	if err := o.Store.Delete(ctx, it); err != nil || it.Service != store.ServiceLogins {
 		return err
 	}
-	o.c.forget(it)
-	if err := o.c.o.Journal.Remove(ctx, it); err != nil {
-		o.c.o.Logger.Warn("the record of a removed login's refreshes could not be removed", "login", it.Account, "error", err)
-	}
+	o.c.Forget(ctx, it)
 	return nil
 }
 
