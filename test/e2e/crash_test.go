@@ -188,7 +188,7 @@ func TestKilledWhileRefreshing(t *testing.T) {
 	if a := dial(t, p.socket).refresh("acme/first"); !a.OK {
 		t.Fatal(a)
 	}
-	ahead := watchDirs(t, syscall.IN_MODIFY, h.home+"/state/recovery")
+	ahead := watchDirs(t, syscall.IN_MODIFY, h.home+"/state/recovery/file")
 	saved := watchDirs(t, syscall.IN_MOVED_TO, h.home+"/data/items/llxprt-code-oauth")
 
 	var unread, lost int

@@ -23,7 +23,10 @@ func TestHostProcessesAreClosedToTheirOwnUser(t *testing.T) {
 	for _, b := range []*background{p.background, waiting} {
 		var r result
 		eventually(t, patience, "the process has protected itself", func() bool {
-			r = h.finish(h.program(guest, "spy", fmt.Sprint(b.Process.Pid)), patience)
+			before := r.stdout
+			if r = h.finish(h.program(guest, "spy", fmt.Sprint(b.Process.Pid)), patience); r.stdout != before {
+				t.Logf("%v: %v", b.Args[1:], r)
+			}
 			return r.stdout == "done\n"
 		})
 		if r.code != 0 {
