@@ -316,6 +316,13 @@ func TestLogoutWinsOverARefresh(t *testing.T) {
 				if a, err := removing.recv(patience); err != nil || a.ID != list {
 					t.Fatalf("remove_token did not wait: %+v, %v", a, err)
 				}
+				other := dial(t, p.socket)
+				for range 3 { // what takes as long as a removal
+					other.expire("mine")
+				}
+				if a, err := removing.recv(time.Millisecond); err == nil {
+					t.Errorf("remove_token did not wait: %+v", a)
+				}
 			} else {
 				logout = h.start(h.command(append(strings.Fields(way), "acme")...))
 				logout.waitsForLock()
