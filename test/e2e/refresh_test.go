@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -374,6 +375,81 @@ func TestLogoutWinsOverARefresh(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who logs in anew while the old login is being refreshed gets the new one, and its refresh token is what is stored.
+func TestLoginWinsOverARefresh(t *testing.T) {
+	t.Parallel()
+	h, s := refreshing(t, "", "acme")
+	release := hold(t, s)
+	c := dial(t, h.serve().socket)
+	c.request("refresh_token", m{"provider": "acme"})
+	asked(t, s, 1)
+	login := h.start(h.command("auth", "login", "acme", "--no-browser"))
+	url := login.stdout.find(anyURL, login.ended, patience)
+	if url == nil {
+		t.Fatalf("auth login printed no URL: %s", login.stderr)
+	}
+	page, err := http.Get(url[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	page.Body.Close()
+	login.waitsForLock()
+	release()
+	if a, err := c.recv(patience); err != nil || !a.OK {
+		t.Errorf("refresh_token: %+v, %v", a, err)
+	}
+	if code := login.wait(patience); code != 0 {
+		t.Errorf("auth login: status %d: %s", code, login.stderr)
+	}
+	eventually(t, soon, "the new login is served", func() bool { return c.token("acme").Data["access_token"] == newest(s, 1) })
+	if a := c.refresh("acme"); !a.OK || a.Data["access_token"] != newest(s, 1) {
+		t.Errorf("refresh_token of the new login: %+v", a)
+	}
+	h.must("auth", "logout", "acme", "--revoke")
+	if s.Families()[0].Revoked || !s.Families()[1].Revoked {
+		t.Error("what was stored at last is not the new login")
+	}
+}
+
+// A login to which a sandbox has saved as much as can be stored is refreshed as any other, and its new token is as safe.
+func TestRefreshOfALargeLogin(t *testing.T) {
+	t.Parallel()
+	h, s := refreshing(t, "", "acme")
+	p := h.serve()
+	c := dial(t, p.socket)
+	const size = 900 << 10
+	if a := c.call("save_token", m{"provider": "acme", "token": m{"access_token": "test-large", "expiry": 1, "token_type": "Bearer", "note": strings.Repeat("x", size)}}); !a.OK {
+		t.Fatalf("save_token of %d bytes: %+v", size, a)
+	}
+	release := hold(t, s)
+	c.request("refresh_token", m{"provider": "acme"})
+	asked(t, s, 1)
+	data := h.home + "/data"
+	mount(t, data, data, "", syscall.MS_BIND, "")
+	if err := syscall.Mount("", data, "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	if a, err := c.recv(patience); err != nil || !a.OK || a.Data["access_token"] != newest(s, 0) {
+		t.Fatalf("refresh_token: %v, %v", a.Code, err)
+	}
+	if log := p.stderr.String(); strings.Contains(log, "memory only") {
+		t.Errorf("there was no place for the answer: %s", log)
+	}
+	p.signal(syscall.SIGKILL)
+	p.wait(patience)
+	c = dial(t, h.serve().socket)
+	a := c.token("acme")
+	note, _ := a.Data["note"].(string)
+	if a.Data["access_token"] != newest(s, 0) || len(note) != size {
+		t.Errorf("after a crash: %v, %d bytes of what was saved", a.Code, len(note))
+	}
+	if err := syscall.Mount("", data, "", syscall.MS_REMOUNT|syscall.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	h.stored(c, "acme", newest(s, 0))
 }
 
 // A sandbox that wants nothing but refreshes, and spoils the stored token in between, does not get the provider asked more
