@@ -93,7 +93,11 @@ func (v *Vault) status(ctx context.Context, providerName, bucket string) (LoginS
 		s.LastRefresh = h.Refreshed.Unix()
 	}
 	s.LastOutcome = string(h.Outcome)
-	if err != nil {
+	switch {
+	case err != nil && h.Unsaved:
+		s.State, s.Detail = StateUnsaved, h.Detail+": "+err.Error()
+		return s, err
+	case err != nil:
 		s.State, s.Detail = StateLoginNeeded, "the stored login cannot be read: "+err.Error()
 		return s, err
 	}

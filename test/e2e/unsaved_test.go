@@ -267,6 +267,9 @@ func TestKeyringLockedWhileTheProviderAnswers(t *testing.T) {
 			if r := d.run("doctor"); !strings.Contains(r.stdout+r.stderr, "locked") {
 				t.Errorf("doctor: %v", r)
 			}
+			if st := d.status("acme"); st.State != "unsaved" || !strings.Contains(st.Detail, "locked") || st.LastRefresh == nil {
+				t.Errorf("auth status while the keyring is locked: %+v", st)
+			}
 			d.onlySealed(s)
 			if crash {
 				p.signal(syscall.SIGKILL)

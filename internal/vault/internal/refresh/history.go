@@ -38,8 +38,15 @@ func (c *Coordinator) History(ctx context.Context, it store.Item, g *grant.Grant
 		h.Detail = "a refresh is running"
 		return h
 	}
+	var s standing
+	if r.Sealed != nil {
+		s = c.stand(ctx, it, r)
+	}
 	switch {
-	case r.Sealed != nil && c.stand(ctx, it, r).pending != nil:
+	case s.closed != nil:
+		h.Unsaved = true
+		h.Detail = "the newest token waits in the recovery files, and the key that opens them is out of reach"
+	case s.pending != nil:
 		h.Unsaved = true
 		h.Detail = "the store refuses the newest token: it is served from the recovery files, and storing it is tried again"
 		if c.o.Journal.Held(it) {
