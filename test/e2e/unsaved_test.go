@@ -282,8 +282,15 @@ func TestKeyringLockedWhileTheProviderAnswers(t *testing.T) {
 			d.service.signal(syscall.SIGTERM)
 			d.service.wait(patience)
 			d.keyring("--unlock")
+			var served answer
+			defer func() {
+				if t.Failed() {
+					t.Logf("get_token: %+v; auth status: %v", served, d.run("auth", "status"))
+				}
+			}()
 			eventually(t, patience, "the new token is served after the keyring was unlocked", func() bool {
-				return c.token("acme").Data["access_token"] == newest(s, 0)
+				served = c.token("acme")
+				return served.Data["access_token"] == newest(s, 0)
 			})
 			d.host.stored(c, "acme", newest(s, 0))
 			text, err := d.lookup("service", "llxprt-code-oauth", "username", "acme:default")
