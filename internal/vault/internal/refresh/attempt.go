@@ -3,6 +3,7 @@ package refresh
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
@@ -20,14 +21,14 @@ type attempt struct {
 	secret   secret.String
 	old      *grant.Grant   // what is stored; its refresh token is sent
 	record   journal.Record // what the journal has; written at every step
-	base     string         // see payload
+	bases    []string       // see payload
 }
 
 // run asks the provider and makes its answer durable. ctx bounds the asking; what has been answered has a limit of its
 // own.
 func (a *attempt) run(ctx context.Context, request string) (result, error) {
 	pending := a.record.Sealed // an answer that the store has refused so far stays in the journal until a newer one is there
-	a.base = a.c.baseOf(ctx, a.it, a.record, a.old)
+	a.bases = a.c.basesOf(ctx, a.it, a.record, a.old)
 	interrupted := a.record.Phase == journal.Called
 	now := time.Now()
 	a.record.Phase = journal.Called
@@ -39,7 +40,7 @@ func (a *attempt) run(ctx context.Context, request string) (result, error) {
 		a.record.Outcome, a.record.Code, a.record.Status, a.record.Revoked = journal.Never, "", 0, false
 	}
 	a.c.attempted(a.it, now)
-	if err := a.write(ctx, room(a.old)); err != nil {
+	if err := a.write(ctx, room(a.old, a.bases)); err != nil {
 		a.c.o.Logger.Error("before a refresh, no place could be made for the new token: if the store refuses it too, it is held in memory only",
 			"login", a.it.Account, "error", err)
 	}
@@ -81,7 +82,7 @@ func (a *attempt) received(answer provider.Answer) {
 	ctx, cancel := context.WithTimeout(context.Background(), saveLimit)
 	defer cancel()
 	atStep("after the answer was read")
-	sealed, err := a.c.sealPayload(ctx, a.it, payload{base: a.base, old: a.old, answer: answer})
+	sealed, err := a.c.sealPayload(ctx, a.it, payload{bases: a.bases, old: a.old, answer: answer})
 	if sealed != nil {
 		a.record.Phase, a.record.Sealed = journal.Received, sealed
 		err = errors.Join(err, a.write(ctx, 0))
@@ -127,7 +128,7 @@ func (a *attempt) overtaken(ctx context.Context) (newer *grant.Grant, err error)
 		return nil, err
 	}
 	stored, parseErr := grant.Parse(sealed)
-	if err != nil || parseErr != nil || stored.RefreshToken.Fingerprint() == a.base {
+	if err != nil || parseErr != nil || slices.Contains(a.bases, stored.RefreshToken.Fingerprint()) {
 		return nil, nil
 	}
 	return stored, nil
@@ -199,4 +200,6 @@ func (a *attempt) writeOrLog(ctx context.Context) {
 }
 
 // room is what an answer may need in the journal: providers' answers are about as long as the one before.
-func room(g *grant.Grant) int { return 3*len(g.Seal().Reveal()) + 4<<10 }
+func room(g *grant.Grant, bases []string) int {
+	return 3*len(g.Seal().Reveal()) + 50*len(bases) + 4<<10
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
@@ -16,24 +17,25 @@ import (
 
 // payload is what the journal has of an answer until the store has it.
 type payload struct {
-	// base is the fingerprint of the refresh token that the store had when the first answer that it refused was asked
-	// for. While the store still has that one, nothing newer has been stored.
-	base   string
+	// bases are the fingerprints of the refresh tokens that the store may have without having anything newer: the one that
+	// it had when the first answer which it refused was asked for, and those of the answers that it refused since, for a write
+	// that failed may have been done all the same. The last is old's.
+	bases  []string
 	old    *grant.Grant // what answer is merged over
 	answer provider.Answer
 }
 
 type payloadForm struct {
-	Base string    `json:"base"`
-	Old  string    `json:"old"`
-	Body []byte    `json:"body"`
-	Sent time.Time `json:"sent"`
+	Bases []string  `json:"bases"`
+	Old   string    `json:"old"`
+	Body  []byte    `json:"body"`
+	Sent  time.Time `json:"sent"`
 }
 
 // sealPayload returns what [journal.Journal.Seal] does: with an error that wraps journal.ErrNotDurable, something that this
 // process alone can open.
 func (c *Coordinator) sealPayload(ctx context.Context, it store.Item, p payload) ([]byte, error) {
-	b, err := json.Marshal(payloadForm{p.base, p.old.Seal().Reveal(), p.answer.Body, p.answer.Sent})
+	b, err := json.Marshal(payloadForm{p.bases, p.old.Seal().Reveal(), p.answer.Body, p.answer.Sent})
 	if err != nil {
 		return nil, errors.New("an answer cannot be encoded for the journal")
 	}
@@ -53,7 +55,7 @@ func (c *Coordinator) openPayload(ctx context.Context, it store.Item, sealed []b
 	if err != nil {
 		return payload{}, err
 	}
-	return payload{f.Base, old, provider.Answer{Body: f.Body, Sent: f.Sent}}, nil
+	return payload{f.Bases, old, provider.Answer{Body: f.Body, Sent: f.Sent}}, nil
 }
 
 // errNoAnswer: what the journal has is not a token response. The provider answered something else.
@@ -72,7 +74,7 @@ func (c *Coordinator) merged(it store.Item, p payload) (*grant.Grant, error) {
 	}
 	answer, err := described.Parse(p.answer, p.old)
 	switch {
-	case err != nil && p.old.RefreshToken.Fingerprint() != p.base:
+	case err != nil && len(p.bases) > 1:
 		return p.old, nil
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", errNoAnswer, err)
@@ -109,7 +111,7 @@ func (c *Coordinator) stand(ctx context.Context, it store.Item, r journal.Record
 		return s
 	}
 	if s.err == nil {
-		if stored, err := grant.Parse(s.stored); err == nil && supersedes(stored, merged, p.base) {
+		if stored, err := grant.Parse(s.stored); err == nil && supersedes(stored, merged, p.bases) {
 			s.useless = errors.New("the store has a newer one")
 			if stored.AccessToken.Equal(merged.AccessToken) && stored.RefreshToken.Equal(merged.RefreshToken) {
 				s.useless = errStored
@@ -121,28 +123,35 @@ func (c *Coordinator) stand(ctx context.Context, it store.Item, r journal.Record
 	return s
 }
 
-// supersedes reports whether the store has what was pending, or something newer. base is the refresh token that the store
-// had when pending was asked for. A provider that does not rotate leaves it as it is, so that it alone does not tell; then the
-// later expiry does. It says nothing against a rotated refresh token: the one in the store is worthless, whatever expiry a
-// client has saved beside it.
-func supersedes(stored, pending *grant.Grant, base string) bool {
+// supersedes reports whether the store has what was pending, or something newer than all of bases. A provider that does not
+// rotate leaves the refresh token as it is, so that it alone does not tell; then the later expiry does. It says nothing against
+// a rotated refresh token: the one in the store is worthless, whatever expiry a client has saved beside it.
+func supersedes(stored, pending *grant.Grant, bases []string) bool {
 	switch {
-	case stored.RefreshToken.Fingerprint() != base:
+	case !slices.Contains(bases, stored.RefreshToken.Fingerprint()):
 		return true
-	case pending.RefreshToken.Fingerprint() != base:
+	case !stored.RefreshToken.Equal(pending.RefreshToken):
 		return false
 	}
 	return stored.AccessToken.Equal(pending.AccessToken) || pending.Expiry != 0 && stored.Expiry > pending.Expiry
 }
 
-// baseOf is the base of an answer that is about to be asked for; old is the login as it stands.
-func (c *Coordinator) baseOf(ctx context.Context, it store.Item, r journal.Record, old *grant.Grant) string {
+// maxBases bounds the bases. Of more, those in the middle go: a store that refuses a hundred answers in a row and has one of
+// them nevertheless has one of the first or of the last.
+const maxBases = 100
+
+// basesOf are the bases of an answer that is about to be asked for; old is the login as it stands.
+func (c *Coordinator) basesOf(ctx context.Context, it store.Item, r journal.Record, old *grant.Grant) []string {
+	var bases []string
 	if r.Sealed != nil {
-		if p, err := c.openPayload(ctx, it, r.Sealed); err == nil {
-			return p.base // the store still has what the pending answer was asked for
+		if p, err := c.openPayload(ctx, it, r.Sealed); err == nil { // and it is pending: settle has left it
+			bases = p.bases
 		}
 	}
-	return old.RefreshToken.Fingerprint()
+	if len(bases) == maxBases {
+		bases = slices.Delete(bases, maxBases/2, maxBases/2+1)
+	}
+	return append(bases, old.RefreshToken.Fingerprint())
 }
 
 // settle stores an answer that waits in the journal, or drops it if it is of no use any more, and returns the record as it

@@ -292,7 +292,7 @@ func (c *Coordinator) record(ctx context.Context, it store.Item) journal.Record 
 func (c *Coordinator) remembered(it store.Item, r journal.Record) journal.Record {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if kept, ok := c.unsaved[it]; ok && r.Sealed == nil {
+	if kept, ok := c.unsaved[it]; ok && !kept.Attempt.Before(r.Attempt) && r.Sealed == nil {
 		r = kept
 	}
 	if mine, ok := c.attempts[it]; ok && r.Attempt.IsZero() {

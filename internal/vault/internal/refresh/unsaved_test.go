@@ -374,3 +374,22 @@ func TestUnsavedTokenWhenTheJournalIsLost(t *testing.T) {
 		s.wantStored(b)
 	})
 }
+
+// Which of the answers it refused a store has done all the same, or was killed over, is not known while it cannot be read. The
+// newest is newer than any of them.
+func TestUnsavedTokenOverOneThatWasStored(t *testing.T) {
+	play(t, oauthtest.Options{AccessLifetime: time.Minute}, func(t *testing.T, s *scene) {
+		p, _ := s.begin()
+		s.dieAt("after the save", p) // the store has it, the journal does not know
+		s.store.Refuse(store.ErrLocked, store.ErrLocked)
+		for range 120 {
+			time.Sleep(time.Minute)
+			s.renew(p)
+		}
+		s.store.Refuse(nil, nil)
+		time.Sleep(31 * time.Second)
+		s.wantStored(p)
+		s.renew(s.process())
+		s.wantAsked(122)
+	})
+}
