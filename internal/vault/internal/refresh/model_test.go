@@ -391,7 +391,7 @@ func (m *model) refusals(n int) {
 
 // quiet looks for secrets where none may be.
 func (m *model) quiet() {
-	text := m.log.String() + m.texts.String()
+	m.texts.WriteString(m.log.String())
 	for _, dir := range m.dirs {
 		files, err := filepath.Glob(filepath.Join(dir, "*"))
 		if err != nil {
@@ -402,11 +402,11 @@ func (m *model) quiet() {
 			if err != nil {
 				m.t.Fatal(err)
 			}
-			text += string(b)
+			m.texts.Write(b)
 		}
 	}
 	for _, s := range append(m.i.Issued().All(), m.saved...) {
-		if strings.Contains(text, s) {
+		if strings.Contains(m.texts.String(), s) {
 			m.fail("a secret is in an error, in the log or readable in a file")
 		}
 	}

@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -37,34 +38,32 @@ func (s step) String() string {
 	return fmt.Sprintf("{%s by %d; dies %q; fault %q; %v; %d}", s.do, s.by, s.point, s.fault, s.pass, s.n)
 }
 
-// failing are the ways in which a provider fails.
-var failing = map[string]func() (oauthtest.Fault, int){
-	"500 once":       func() (oauthtest.Fault, int) { return oauthtest.ErrorAnswer(500, "server_error"), 1 },
-	"500":            func() (oauthtest.Fault, int) { return oauthtest.ErrorAnswer(500, ""), -1 },
-	"429":            func() (oauthtest.Fault, int) { return oauthtest.RateLimited("45"), -1 },
-	"reply lost":     func() (oauthtest.Fault, int) { return oauthtest.DroppedReply(), 1 },
-	"no connection":  func() (oauthtest.Fault, int) { return oauthtest.Fault{Drop: true}, 2 },
-	"hangs":          func() (oauthtest.Fault, int) { return oauthtest.Fault{Drop: true, Delay: time.Hour}, -1 },
-	"slow":           func() (oauthtest.Fault, int) { return oauthtest.Fault{Delay: 14 * time.Second}, -1 },
-	"refused":        func() (oauthtest.Fault, int) { return oauthtest.ErrorAnswer(400, "invalid_grant"), 1 },
-	"garbage":        func() (oauthtest.Fault, int) { return oauthtest.ErrorAnswer(200, ""), 1 },
-	"something else": func() (oauthtest.Fault, int) { return oauthtest.ErrorAnswer(404, ""), 1 },
+// failure is a way in which a provider fails.
+type failure struct {
+	fault oauthtest.Fault
+	times int
 }
 
-// steps draws what happens. Half of it are refreshes and the time between them.
+var failures = map[string]failure{
+	"500 once":       {oauthtest.ErrorAnswer(500, "server_error"), 1},
+	"500":            {oauthtest.ErrorAnswer(500, ""), -1},
+	"429":            {oauthtest.RateLimited("45"), -1},
+	"reply lost":     {oauthtest.DroppedReply(), 1},
+	"no connection":  {oauthtest.Fault{Drop: true}, 2},
+	"hangs":          {oauthtest.Fault{Drop: true, Delay: time.Hour}, -1},
+	"slow":           {oauthtest.Fault{Delay: 14 * time.Second}, -1},
+	"refused":        {oauthtest.ErrorAnswer(400, "invalid_grant"), 1},
+	"garbage":        {oauthtest.ErrorAnswer(200, ""), 1},
+	"something else": {oauthtest.ErrorAnswer(404, ""), 1},
+}
+
+// steps draws what happens. A third of it are refreshes and the time between them.
 func steps(t *rapid.T) []step {
 	kinds := []string{
 		"refresh", "refresh", "refresh", "refresh", "pass", "pass", "pass", "together", "together", "fail", "fail", "crash", "crash", "crash",
 		"save", "remove", "remove in the call", "login", "login elsewhere", "login in the call", "restart", "refuse", "refuse", "accept", "break", "mend",
 	}
-	var faults []string
-	for _, f := range []string{
-		"500 once", "500", "429", "reply lost", "no connection", "hangs", "slow", "refused", "garbage", "something else",
-	} {
-		if failing[f] != nil {
-			faults = append(faults, f)
-		}
-	}
+	faults := slices.Sorted(maps.Keys(failures))
 	passes := []time.Duration{time.Second, 5 * time.Second, 29 * time.Second, 31 * time.Second, 31 * time.Second, time.Minute, time.Hour + time.Second, 72 * time.Hour}
 	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {
 		s := step{do: rapid.SampledFrom(kinds).Draw(t, "do"), by: rapid.IntRange(0, 2).Draw(t, "by"), n: rapid.IntRange(0, 3).Draw(t, "n")}
@@ -92,7 +91,7 @@ func TestAnySequence(t *testing.T) {
 		t.Fatal(err)
 	}
 	proven := 0
-	rapid.Check(t, func(rt *rapid.T) {
+	sequence := func(rt *rapid.T) {
 		all := steps(rt)
 		var bad error
 		synctest.Test(t, func(t *testing.T) {
@@ -111,7 +110,10 @@ func TestAnySequence(t *testing.T) {
 		if bad != nil {
 			rt.Fatalf("%v", bad)
 		}
-	})
+	}
+	for range 3 { // of 100 sequences each; more with -rapid.checks
+		rapid.Check(t, sequence)
+	}
 	if proven == 0 {
 		t.Error("no login was left at any end: nothing was shown")
 	}
@@ -197,7 +199,7 @@ func (m *model) refresh(s step, p *mortal) {
 	}
 	requests := m.i.Calls(oauthtest.Token)
 	if s.fault != "" {
-		m.i.Fault(oauthtest.Token, first(failing[s.fault]()), second(failing[s.fault]()))
+		m.i.Fault(oauthtest.Token, failures[s.fault].fault, failures[s.fault].times)
 		defer m.i.ClearFaults()
 	}
 	was := m.before(seen)
@@ -211,9 +213,6 @@ func (m *model) refresh(s step, p *mortal) {
 		m.judge(s, was, g, err)
 	}
 }
-
-func first(f oauthtest.Fault, _ int) oauthtest.Fault { return f }
-func second(_ oauthtest.Fault, n int) int            { return n }
 
 // before is how things were when a refresh was asked for.
 type before struct {
@@ -448,5 +447,3 @@ func (m *model) prove(die bool) {
 	}
 	m.proven++
 }
-
-var _ http.RoundTripper = (*mortal)(nil)
