@@ -27,13 +27,32 @@ type found struct {
 // found.info is valid.
 func readIn(dir, account string) (found, error) {
 	root, err := privatedir.Open(dir, false)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return found{}, nil
-	} else if err != nil {
+	case err != nil && isFile(dir):
+		return found{}, errNoPlace
+	case err != nil:
 		return found{}, cause(err)
 	}
 	defer func() { _ = root.Close() }()
 	return readFile(root, fileName(account), account)
+}
+
+// isFile reports whether what is there is no directory, and not the way to one.
+func isFile(dir string) bool {
+	info, err := os.Lstat(dir)
+	return err == nil && info.Mode()&(fs.ModeDir|fs.ModeSymlink) == 0
+}
+
+// ofAnother reports whether dir belongs to another user.
+func ofAnother(dir string) bool {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return false
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) != os.Geteuid()
 }
 
 // readFile is readIn in a directory that is open.

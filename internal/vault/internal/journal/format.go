@@ -31,6 +31,7 @@ const (
 var (
 	errDamaged  = errors.New("it is damaged")
 	errNewer    = errors.New("a newer version of credproxy has written it: use that one, or finish its refresh there before going back")
+	errNoPlace  = errors.New("it is not a directory")
 	errTooLarge = errors.New("the record is too large")
 )
 
@@ -54,11 +55,13 @@ type entry struct {
 	Attempt     int64   `json:"attempt,omitempty"`
 	Next        int64   `json:"next,omitempty"`
 	Refreshed   int64   `json:"refreshed,omitempty"`
+	Issued      int64   `json:"issued,omitempty"`
 	Sent        string  `json:"sent,omitempty"`
 	Request     string  `json:"request,omitempty"`
 	Outcome     Outcome `json:"outcome,omitempty"`
 	Code        string  `json:"code,omitempty"`
 	Status      int     `json:"status,omitempty"`
+	Reason      string  `json:"reason,omitempty"`
 	Revoked     bool    `json:"revoked,omitempty"`
 	Interrupted bool    `json:"interrupted,omitempty"`
 	Sealed      []byte  `json:"sealed,omitempty"`
@@ -66,7 +69,7 @@ type entry struct {
 
 func newEntry(account string, r Record) entry {
 	return entry{
-		Account: account, Phase: r.Phase, Attempt: millis(r.Attempt), Next: millis(r.Next), Refreshed: millis(r.Refreshed),
+		Account: account, Phase: r.Phase, Attempt: millis(r.Attempt), Next: millis(r.Next), Refreshed: millis(r.Refreshed), Issued: millis(r.Issued), Reason: r.Reason,
 		Sent: r.Sent, Request: r.Request, Outcome: r.Outcome, Code: r.Code, Status: r.Status, Revoked: r.Revoked,
 		Interrupted: r.Interrupted, Sealed: bytes.Clone(r.Sealed),
 	}
@@ -74,7 +77,7 @@ func newEntry(account string, r Record) entry {
 
 func (e entry) record() Record {
 	return Record{
-		Phase: e.Phase, Attempt: fromMillis(e.Attempt), Next: fromMillis(e.Next), Refreshed: fromMillis(e.Refreshed),
+		Phase: e.Phase, Attempt: fromMillis(e.Attempt), Next: fromMillis(e.Next), Refreshed: fromMillis(e.Refreshed), Issued: fromMillis(e.Issued), Reason: e.Reason,
 		Sent: e.Sent, Request: e.Request, Outcome: e.Outcome, Code: e.Code, Status: e.Status, Revoked: e.Revoked,
 		Interrupted: e.Interrupted, Sealed: bytes.Clone(e.Sealed),
 	}

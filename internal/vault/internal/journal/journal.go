@@ -51,6 +51,10 @@ import (
 // alone, or is no help after a crash.
 var ErrNotDurable = errors.New("it is not safe on disk")
 
+// ErrUnreadable: there is a place that this journal writes to, and what it has of the login cannot be read: it belongs to
+// somebody else, is open to others, was written by a later version, or the disk fails. It may have a newer token.
+var ErrUnreadable = errors.New("the recovery files cannot be read, and may have a newer token")
+
 // Options say where the journal is.
 type Options struct {
 	// Dirs are absolute, in order of preference; made when they are first written to. A record goes to the first that takes it.
@@ -90,11 +94,13 @@ type Record struct {
 	Attempt   time.Time // when the last attempt began, by the wall clock
 	Next      time.Time // no provider call before
 	Refreshed time.Time // the last success
+	Issued    time.Time // when the token was issued that is stored, by a refresh or a login
 	Sent      string    // fingerprint of the refresh token that was sent
 	Request   string    // fingerprint of all that decides the provider's answer, at the last attempt
 	Outcome   Outcome   // of the last attempt that ended
 	Code      string    // the provider's error code
 	Status    int       // HTTP status
+	Reason    string    // why it failed, in words of ours
 	Revoked   bool      // the refresh token that was sent is dead for good
 	// Interrupted: since the last success an attempt began that nobody ended; it may have used up the refresh token.
 	Interrupted bool
@@ -303,21 +309,21 @@ func (j *Journal) Check(ctx context.Context) (dir string, err error) {
 	return "", join("the journal cannot be written", failed)
 }
 
-// Close returns an error if records were only in memory, which are lost now.
+// Close returns an error if tokens were only in memory, which are lost now.
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	var lost []string
 	for it, h := range j.held {
-		if !h.entry.Removed {
-			lost = append(lost, it.String())
+		if h.entry.Sealed != nil {
+			lost = append(lost, it.Account)
 		}
 	}
 	if len(lost) == 0 {
 		return nil
 	}
 	slices.Sort(lost)
-	return fmt.Errorf("the journal of %s: %w", strings.Join(lost, ", "), ErrNotDurable)
+	return fmt.Errorf("%w: the newest token of %s was in memory only and is lost: log in again", ErrNotDurable, strings.Join(lost, ", "))
 }
 
 // onDisk looks through the directories from the last to the first: a writer that moves a record to an earlier one removes the
@@ -325,19 +331,30 @@ func (j *Journal) Close() error {
 func (j *Journal) onDisk(it store.Item) (state, error) {
 	var best state
 	var failed []error
+	unreadable := false
 	for i, dir := range slices.Backward(j.dirs) {
 		f, err := readIn(dir, it.Account)
 		switch {
 		case errors.Is(err, errDamaged):
 			j.tellDamage(dir, it, err)
+		case err != nil && i > 0 && ofAnother(dir):
+			continue // somebody made it first: it never was ours
 		case err != nil:
 			failed = append(failed, fmt.Errorf("%s: %w", filepath.Join(dir, fileName(it.Account)), err))
+			unreadable = unreadable || !errors.Is(err, errNoPlace)
+		}
+		if errors.Is(err, errDamaged) && best.seq == 0 {
+			best.entry.Interrupted = true // what it had is lost
 		}
 		if f.seq > best.seq {
 			best = state{f.seq, f.sum, f.entry, i}
 		}
 	}
-	return best, join("journal of "+it.String(), failed)
+	err := join("journal of "+it.String(), failed)
+	if unreadable {
+		err = fmt.Errorf("%w: %w", ErrUnreadable, err)
+	}
+	return best, err
 }
 
 // tellDamage reports a damaged file once. The next Write, which has the lock, sets it aside.
