@@ -23,7 +23,8 @@ type Answer struct {
 	Sent time.Time // when the request was sent: lifetimes count from there, to be on the safe side
 }
 
-// Parse reads the answer to a refresh (RFC 6749 section 5.1). The grant holds what the answer holds, to be combined
+// Parse reads the answer to a refresh (RFC 6749 section 5.1): a JSON object, whatever stands behind it, or a form, as
+// GitHub sends one. The grant holds what the answer holds, to be combined
 // with the stored one by [grant.Merge]: members that every provider has and those that the provider's description
 // names. What the answer omits, also by null or "", is zero. old is the login that was refreshed, or nil; errors
 // are *Error.
@@ -36,8 +37,7 @@ func (p *Provider) parse(a Answer, old *grant.Grant, refreshing bool) (*grant.Gr
 	if old == nil {
 		old = &grant.Grant{}
 	}
-	var members map[string]json.RawMessage
-	_ = json.Unmarshal(a.Body, &members)
+	members := decode(a.Body)
 	g := &grant.Grant{
 		AccessToken:  secret.New(text(members["access_token"])),
 		RefreshToken: secret.New(text(members["refresh_token"])),

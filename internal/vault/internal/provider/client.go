@@ -16,15 +16,15 @@ import (
 
 // Limits of one request to a provider.
 const (
-	requestTimeout = 15 * time.Second // all of it, the attempts at client authentication together
+	requestTimeout = 15 * time.Second // of running time; all of it, the attempts at client authentication together
 	connectTimeout = 10 * time.Second
-	headerTimeout  = 15 * time.Second
 	maxBody        = 1 << 20 // bytes of an answer that are read
 )
 
 // Client sends requests to providers. One client serves all providers and is safe for concurrent use.
 type Client struct {
-	http *http.Client
+	http  *http.Client
+	limit time.Duration // of a request: requestTimeout
 
 	mu     sync.Mutex      // guards inBody
 	inBody map[string]bool // by endpoint and client: where its secret was accepted last, in the body or else by HTTP Basic
@@ -42,6 +42,7 @@ func NewClientWith(rt http.RoundTripper) *Client {
 			Transport:     rt,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
+		limit:  requestTimeout,
 		inBody: map[string]bool{},
 	}
 }
@@ -71,8 +72,9 @@ func (c *Client) Exchange(ctx context.Context, p *Provider, code, redirect strin
 // uses up no token, is tried in the other of its two places. received is called with every 2xx answer as soon as it was
 // read, before anything looks at it, on this goroutine. The grant is as [Provider.Parse] makes it; errors are *Error.
 //
-// An answer that was cut off after the tokens, or that is longer than 1 MiB, is lost; everything else that a provider
-// sends with a 2xx status reaches received.
+// Of a 2xx answer that breaks off, or is longer than 1 MiB, received gets what is there if [Provider.Salvage] finds a
+// refresh token in it, and the error is Malformed: the refresh token that was sent is used up. Without one, an answer
+// that broke off is Transient. Those are the only 2xx answers that do not reach received whole.
 func (c *Client) Refresh(ctx context.Context, p *Provider, old *grant.Grant, clientSecret secret.String, received func(Answer)) (*grant.Grant, error) {
 	if old.RefreshToken.IsZero() {
 		return nil, &Error{Kind: Refused, Provider: p.Name, reason: "it issued no refresh token with this login"}
@@ -127,10 +129,15 @@ type reply struct {
 }
 
 // code is the answer's error code, "" when it has none.
-func (r *reply) code() string {
-	var members map[string]json.RawMessage
-	_ = json.Unmarshal(r.body, &members)
-	return errorCode(members)
+func (r *reply) code() string { return errorCode(decode(r.body)) }
+
+// issued reports whether a success brings a token, be it one that cannot be used.
+func (r *reply) issued() bool {
+	if r.status/100 != 2 {
+		return false
+	}
+	members := decode(r.body)
+	return text(members["access_token"]) != "" || text(members["refresh_token"]) != ""
 }
 
 func (p *Provider) refused(r *reply, refreshing bool) *Error {
@@ -161,19 +168,28 @@ func (c *Client) send(ctx context.Context, p *Provider, endpoint string, params 
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	success := resp.StatusCode/100 == 2
+	if received == nil || !success {
+		received = func(Answer) {}
+	}
+	var failed *Error
 	switch {
 	case len(body) > maxBody && success:
-		return nil, &Error{Kind: Malformed, Provider: p.Name, reason: "its answer is longer than 1 MiB"}
-	case err != nil && !json.Valid(body): // else only the end of the connection is missing: a rotated token may be in there
-		e := &Error{Kind: Transient, Provider: p.Name, RetryAfter: retryAfter(resp.Header), reason: "its answer broke off", err: networkError(err)}
+		body = body[:maxBody]
+		failed = &Error{Kind: Malformed, reason: "its answer is longer than 1 MiB"}
+	case err != nil:
+		failed = &Error{Kind: Transient, reason: "its answer broke off", err: networkError(err)}
+	}
+	if failed != nil && decodeObject(body) == nil { // else only what stands behind the answer is missing
+		failed.Provider, failed.RetryAfter = p.Name, retryAfter(resp.Header)
 		if !success {
-			e.Status = resp.StatusCode
+			failed.Status = resp.StatusCode
+		} else if used := params.Get("refresh_token"); used != "" && salvage(body, used) != "" {
+			failed.Kind = Malformed // the refresh token is used up
+			received(Answer{wholeMembers(body), sent})
 		}
-		return nil, e
+		return nil, failed
 	}
-	if success && received != nil {
-		received(Answer{body, sent})
-	}
+	received(Answer{body, sent})
 	return &reply{resp.StatusCode, resp.Header, body, sent}, nil
 }
 

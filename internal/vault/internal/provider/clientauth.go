@@ -13,7 +13,7 @@ import (
 // the other place. A server authenticates the client before it looks at a code or a token, so the refused request used
 // up neither.
 func (c *Client) post(ctx context.Context, p *Provider, endpoint string, clientSecret secret.String, params url.Values, received func(Answer)) (*reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := WithRunningTimeout(ctx, c.limit)
 	defer cancel()
 	params.Set("client_id", p.ClientID)
 	if clientSecret.IsZero() {
@@ -39,7 +39,7 @@ func (c *Client) post(ctx context.Context, p *Provider, endpoint string, clientS
 		inBody = !inBody
 		r, err = authenticated(inBody)
 	}
-	if err == nil && r.status/100 == 2 && r.code() == "" {
+	if err == nil && r.status/100 == 2 && (r.issued() || r.code() == "") {
 		c.mu.Lock()
 		c.inBody[who] = inBody
 		c.mu.Unlock()
@@ -49,9 +49,10 @@ func (c *Client) post(ctx context.Context, p *Provider, endpoint string, clientS
 
 // clientRefused reports whether an answer says that the client did not authenticate. A server that overlooked the
 // secret takes a confidential client for a public one and complains about that; once a place is known to work, such a
-// complaint is about something else.
+// complaint is about something else. An answer that brings a token is never a refusal, whatever else it says: the
+// request has used up its refresh token, and its repetition would count as theft.
 func clientRefused(r *reply, known bool) bool {
-	if r.status == http.StatusTooManyRequests || r.status >= 500 {
+	if r.status == http.StatusTooManyRequests || r.status >= 500 || r.issued() {
 		return false
 	}
 	switch r.code() {

@@ -33,12 +33,17 @@ type Error struct {
 	Code       string        // OAuth error code such as invalid_grant, lower case; "" when there was none
 	RetryAfter time.Duration // how long the provider wants to be left alone, at most an hour; 0 when it did not say
 	Revoked    bool          // of a refresh: this refresh token is dead for good
-	reason     string
-	err        error // the network's error; it names hosts, never a request's content
+	reason     string        // a constant of this package
+	hint       string        // what to do, behind the reason; it may name this machine's configuration
+	err        error         // the network's error; it names hosts, never a request's content
 }
 
+// Reason is why the request failed, in words that are constants of this package: nothing of the answer, of the request
+// or of the configuration, and no address. It can be recorded.
+func (e *Error) Reason() string { return e.reason }
+
 func (e *Error) Error() string {
-	text := "provider " + e.Provider + ": " + e.reason
+	text := "provider " + e.Provider + ": " + e.reason + e.hint
 	switch {
 	case e.Code != "" && e.Status != 0:
 		text += fmt.Sprintf(" (%s, HTTP %d)", e.Code, e.Status)
@@ -65,8 +70,7 @@ var (
 // failure makes the error of an answer: of any that is no success, and of a success that holds an error. refreshing
 // says that the request was about a refresh token.
 func (p *Provider) failure(status int, body []byte, refreshing bool) *Error {
-	var members map[string]json.RawMessage
-	_ = json.Unmarshal(body, &members)
+	members := decode(body)
 	code := errorCode(members)
 	e := &Error{Provider: p.Name, Status: status}
 	if code != "" {

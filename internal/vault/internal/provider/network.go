@@ -17,15 +17,17 @@ func newTransport() *http.Transport {
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		OnProxyConnectResponse: proxyAnswered,
+		// Of the limits, only this one counts while the process is frozen: nothing has been sent yet. The dialer divides
+		// it among a host's addresses. From there on the limit of the whole request has to do.
 		DialContext:            (&net.Dialer{Timeout: connectTimeout}).DialContext,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:    connectTimeout,
-		ResponseHeaderTimeout:  headerTimeout,
 		MaxResponseHeaderBytes: 64 << 10,
 		ForceAttemptHTTP2:      true,
 		// Requests are hours apart, and a kept connection that died while the machine was asleep would take a request's
 		// whole time limit to show it.
 		DisableKeepAlives: true,
+		// From half a compressed answer nothing can be salvaged.
+		DisableCompression: true,
 	}
 }
 

@@ -120,11 +120,11 @@ func (p *Provider) RequestFingerprint(old *grant.Grant, clientSecret secret.Stri
 // MissingSecret is the *Error for a provider whose client secret is not stored under ClientSecretKey. It says where the
 // secret is to be had and how to store it.
 func (p *Provider) MissingSecret() error {
-	reason := "its client secret is not stored"
+	hint := `; store it with "credproxy key set ` + p.ClientSecretKey + `"`
 	if p.secretSource != "" {
-		reason += "; " + p.secretSource
+		hint = "; " + p.secretSource + hint
 	}
-	return &Error{Kind: Refused, Provider: p.Name, reason: reason + `; store it with "credproxy key set ` + p.ClientSecretKey + `"`}
+	return &Error{Kind: Refused, Provider: p.Name, reason: "its client secret is not stored", hint: hint}
 }
 
 // keeps reports whether a member of an answer is kept in the grant.
