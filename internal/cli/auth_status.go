@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -56,7 +55,10 @@ proxy that serves it renews it, and when it was refreshed last. The states:
 			} else {
 				written = a.write(a.statusText(report, time.Now()))
 			}
-			return failed("auth status", errors.Join(written, err))
+			if err != nil {
+				return failed("auth status", err)
+			}
+			return failed("auth status", written)
 		},
 	}
 	jsonFlag(c, &asJSON)

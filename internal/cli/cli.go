@@ -56,9 +56,9 @@ type interrupted struct{ signal syscall.Signal }
 
 func (i interrupted) Error() string { return "cancelled" }
 
-// signals are SIGINT, SIGTERM and SIGHUP of this process. The first ends a context. If somebody holds the process open, to
-// clean up or for what a provider is answering, the second closes a channel and others do nothing; else it kills the
-// process as usual, for a step that does not listen.
+// signals are SIGINT, SIGQUIT, SIGTERM and SIGHUP of this process. The first ends a context. If somebody holds the process
+// open, to clean up or for what a provider is answering, the second closes a channel and others do nothing; else it kills the
+// process as usual, for a step that does not listen. SIGPIPE does nothing: to write where nobody reads is an error.
 // Whoever calls watchSignals calls the function it returns, which waits for the goroutine.
 type signals struct {
 	held  atomic.Bool   // only the first signal ends anything by itself
@@ -68,8 +68,10 @@ type signals struct {
 func watchSignals(parent context.Context) (_ context.Context, s *signals, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	s = &signals{hurry: make(chan struct{})}
+	// Notify and not Ignore: what is ignored stays so in the programs that are started.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	caught := make(chan os.Signal, 2)
-	signal.Notify(caught, syscall.SIGINT, syscall.SIGTERM)
+	signal.Notify(caught, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM)
 	if !signal.Ignored(syscall.SIGHUP) { // nohup(1) asked for that
 		signal.Notify(caught, syscall.SIGHUP)
 	}
@@ -140,7 +142,7 @@ func (a *app) root() *cobra.Command {
 			}
 		},
 	}
-	root.SetOut(a.stdout)
+	root.SetOut(quietPipe{a.stdout})
 	root.SetErr(a.stderr)
 	root.SetFlagErrorFunc(flagError)
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log what is done, on stderr")

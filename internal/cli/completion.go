@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"maps"
@@ -35,17 +36,24 @@ shell. To load it in every session:
 		ValidArgsFunction: cobra.FixedCompletions(shells, cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(c *cobra.Command, args []string) error {
 			root := c.Root()
+			var script bytes.Buffer
+			var err error
 			switch args[0] {
 			case "bash":
-				return root.GenBashCompletionV2(a.stdout, true)
+				err = root.GenBashCompletionV2(&script, true)
 			case "zsh":
-				return root.GenZshCompletion(a.stdout)
+				err = root.GenZshCompletion(&script)
 			case "fish":
-				return root.GenFishCompletion(a.stdout, true)
+				err = root.GenFishCompletion(&script, true)
 			case "powershell":
-				return root.GenPowerShellCompletionWithDesc(a.stdout)
+				err = root.GenPowerShellCompletionWithDesc(&script)
+			default:
+				return usage("SHELL is one of %s", strings.Join(shells, ", ")).about(c)
 			}
-			return usage("SHELL is one of %s", strings.Join(shells, ", ")).about(c)
+			if err != nil {
+				return failed("completion", err)
+			}
+			return a.write(script.String())
 		},
 	}
 }

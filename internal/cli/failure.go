@@ -230,10 +230,26 @@ func oneLine(s string) string {
 	}, s)
 }
 
-// write sends a command's result to stdout. A reader that went away is no news to anybody.
+// errNobodyReads is for a result whose reader has gone away, as head(1) does: no news to anybody, and the exit status that
+// a shell reports of other programs then.
+const errNobodyReads = exitStatus(exitSignal + int(syscall.SIGPIPE))
+
+// write sends a command's result to stdout.
 func (a *app) write(s string) error {
-	if _, err := io.WriteString(a.stdout, s); err != nil && !errors.Is(err, syscall.EPIPE) {
-		return failed("writing the result", err)
+	_, err := io.WriteString(a.stdout, s)
+	if errors.Is(err, syscall.EPIPE) {
+		return errNobodyReads
 	}
-	return nil
+	return failed("writing the result", err)
+}
+
+// quietPipe is a stream for help, of which nobody has to read all.
+type quietPipe struct{ f *os.File }
+
+func (q quietPipe) Write(b []byte) (int, error) {
+	n, err := q.f.Write(b)
+	if errors.Is(err, syscall.EPIPE) {
+		return len(b), nil
+	}
+	return n, err
 }

@@ -103,6 +103,7 @@ func expire(ts *testscript.TestScript, _ bool, args []string) {
 //	provider refuse          no: the refresh token is dead
 //	provider down SECONDS    not now, come back in so many seconds
 //	provider wait            not before `provider open`; the tokens are issued
+//	provider slow DURATION   after that, once
 //	provider asked           (waits until it was asked since `provider wait`)
 //	provider well            as it should
 //	provider keeps           no login is revoked: it cannot do so now
@@ -119,6 +120,10 @@ func providerCmd(ts *testscript.TestScript, _ bool, args []string) {
 	case "wait":
 		s.gate, s.calls = make(chan struct{}), s.server.Calls(oauthtest.Token)
 		s.server.Fault(oauthtest.Token, oauthtest.Fault{Wait: s.gate}, 1)
+	case "slow":
+		delay, err := time.ParseDuration(args[1])
+		ts.Check(err)
+		s.server.Fault(oauthtest.Token, oauthtest.Fault{Delay: delay}, 1)
 	case "asked":
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()

@@ -70,6 +70,7 @@ func scripts(dir string, setup func(*testscript.Env) error) testscript.Params {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits":     exits,
 			"readonly":  readonly,
+			"unread":    unread,
 			"oauth":     oauth,
 			"login":     loginCmd,
 			"expire":    expire,
@@ -219,6 +220,24 @@ func readonly(ts *testscript.TestScript, neg bool, args []string) {
 	exits(ts, neg, append([]string{args[0], "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", remount, "sh"}, args[1:]...))
 }
 
+// unread runs a command whose stdout nobody reads, and compares its exit status. Its stderr is in the file "unread":
+// unread 141 credproxy auth status.
+func unread(ts *testscript.TestScript, _ bool, args []string) {
+	cmd := command(ts, args[1:])
+	var stderr bytes.Buffer
+	r, w, err := os.Pipe()
+	ts.Check(err)
+	ts.Check(r.Close())
+	cmd.Stdout, cmd.Stderr = w, &stderr
+	ts.Check(cmd.Start())
+	ts.Check(w.Close())
+	_ = cmd.Wait()
+	ts.Check(os.WriteFile(ts.MkAbs("unread"), stderr.Bytes(), 0o600))
+	if got := cmd.ProcessState.String(); got != "exit status "+args[0] {
+		ts.Fatalf("%s: %s, not %s\n%s", strings.Join(args[1:], " "), got, args[0], &stderr)
+	}
+}
+
 // proxy starts `credproxy serve` with the arguments, waits for its first line, and sets SOCKET and PROXY_PID. With
 // --json or not, the line is in the file "line".
 func proxy(ts *testscript.TestScript, _ bool, args []string) {
@@ -296,25 +315,29 @@ func interrupt(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-var signalNames = map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL}
+var signalNames = map[string]syscall.Signal{
+	"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "QUIT": syscall.SIGQUIT, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL,
+}
 
-// leave starts a command with --verbose while the provider waits, sends it SIGINT, once more when it says what it still
-// waits for, lets the provider answer, and demands the status that a shell gives to what SIGINT ended.
+// leave starts a command with --verbose while the provider waits, sends it a signal, once more when it says what it still
+// waits for, lets the provider answer, and demands the status that a shell gives to what such a signal ended:
+// leave INT credproxy token acme.
 func leave(ts *testscript.TestScript, _ bool, args []string) {
-	cmd := command(ts, append(args, "--verbose"))
+	sig := signalNames[args[0]]
+	cmd := command(ts, append(args[1:], "--verbose"))
 	var stdout bytes.Buffer
 	stderr := newLogBuffer()
 	cmd.Stdout, cmd.Stderr = &stdout, stderr
 	providerCmd(ts, false, []string{"wait"})
 	ts.Check(cmd.Start())
 	providerCmd(ts, false, []string{"asked"})
-	ts.Check(cmd.Process.Signal(syscall.SIGINT))
+	ts.Check(cmd.Process.Signal(sig))
 	stderr.await(ts, "waiting for what a provider is answering")
-	ts.Check(cmd.Process.Signal(syscall.SIGINT))
+	ts.Check(cmd.Process.Signal(sig))
 	providerCmd(ts, false, []string{"open"})
 	_ = cmd.Wait()
-	if status := cmd.ProcessState.ExitCode(); status != 130 || stdout.Len() > 0 {
-		ts.Fatalf("%s exited with status %d, and %d bytes on stdout\n%s", args[0], status, stdout.Len(), stderr)
+	if status := cmd.ProcessState.ExitCode(); status != 128+int(sig) || stdout.Len() > 0 {
+		ts.Fatalf("%s exited with status %d, and %d bytes on stdout\n%s", args[1], status, stdout.Len(), stderr)
 	}
 	ts.Check(os.WriteFile(ts.MkAbs("left"), []byte(stderr.String()), 0o600))
 }

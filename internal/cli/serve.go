@@ -7,11 +7,9 @@ import (
 	"log/slog"
 	"math"
 	"os"
-	"os/signal"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -92,11 +90,8 @@ type proxyOptions struct {
 	log            *slog.Logger
 }
 
-// startProxy reads the configuration and starts the proxy. Both callers write to pipes that may be closed while it runs:
-// its socket has to be removed then too, so SIGPIPE must not kill this process.
+// startProxy reads the configuration and starts the proxy. From here on signals wait for its end.
 func (a *app) startProxy(ctx context.Context, o proxyOptions) (*daemon.Proxy, *config.Config, config.Dirs, error) {
-	// Notify and not Ignore: what is ignored stays so in the programs that are started.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	a.signals.held.Store(true)
 	c, dirs, err := settings()
 	if err != nil {
@@ -152,7 +147,7 @@ func (a *app) serve(ctx context.Context, o proxyOptions, asJSON bool) (err error
 	} else {
 		err = a.write(fmt.Sprintf("%s=%s; export %[1]s;\n", socketVariable, shellQuote(p.Socket())))
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errNobodyReads) {
 		return err
 	}
 	o.log.Info("the proxy listens", "socket", p.Socket(), "profile", o.profile)
