@@ -69,7 +69,7 @@ func TestSuspendOften(t *testing.T) {
 	})
 }
 
-// A failing renewal goes on where it was, and a cooldown holds, however the clock leaps.
+// A failing renewal goes on where it was, and the gap between two is kept, however the clock leaps.
 func TestLeapsWhileFailing(t *testing.T) {
 	for _, leap := range []time.Duration{-100 * 365 * day, -day, -10 * time.Second, 10 * time.Second, time.Hour, 100 * 365 * day} {
 		t.Run(leap.String(), func(t *testing.T) {
@@ -88,13 +88,33 @@ func TestLeapsWhileFailing(t *testing.T) {
 					t.Errorf("%d renewals in 40 minutes", len(runs))
 				}
 				for i := range runs[1:] {
-					if apart := runs[i+1].real.Sub(runs[i].real); apart < Cooldown {
+					if apart := runs[i+1].real.Sub(runs[i].real); apart < MinGap {
 						t.Errorf("two renewals %v apart", apart)
 					}
 				}
 			})
 		})
 	}
+}
+
+// The clock is set forward by less than what counts as a leap, over a due time, and the end of another renewal makes Run
+// look: the gap is kept all the same.
+func TestGapWhenTheClockRunsAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t, func(b *bed, it store.Item, _ time.Time) Outcome {
+			if it == item(1) {
+				time.Sleep(2 * time.Second)
+			}
+			return Outcome{Expiry: b.in(20 * time.Second)}
+		})
+		begin := time.Now()
+		b.Watch(item(0), b.in(20*time.Second)) // due in 10 s, and 10 s after that
+		b.Watch(item(1), b.in(20*time.Second))
+		time.Sleep(11 * time.Second)
+		b.setClock(15 * time.Second)
+		time.Sleep(5 * time.Second)
+		b.wantRuns(item(0), begin, 10*time.Second, 15*time.Second)
+	})
 }
 
 // The clock was ten years ahead for some minutes, and tokens were issued meanwhile: they are renewed after their time

@@ -14,10 +14,13 @@ func TestDue(t *testing.T) {
 		{-10 * year, 0, 30 * time.Second},
 		{-time.Second, 29 * time.Second, 30 * time.Second},
 		{0, 0, 30 * time.Second},
-		{1 * time.Second, 0, 30 * time.Second},
-		{2 * time.Second, 0, 30 * time.Second},
-		{10 * time.Second, 29 * time.Second, 30 * time.Second},
-		{59 * time.Second, 0, 30 * time.Second},
+		{1, 0, time.Second},
+		{1 * time.Second, 0, time.Second},
+		{2 * time.Second, 0, time.Second},
+		{3 * time.Second, 0, 1500 * time.Millisecond},
+		{10 * time.Second, 29 * time.Second, 5 * time.Second},
+		{23 * time.Second, 0, 11500 * time.Millisecond},
+		{59 * time.Second, 0, 29500 * time.Millisecond},
 		{60 * time.Second, 0, 30 * time.Second},
 		{61 * time.Second, 0, 30500 * time.Millisecond},
 		{121 * time.Second, 29 * time.Second, 60500 * time.Millisecond},
@@ -62,17 +65,24 @@ func TestDueExtremes(t *testing.T) {
 	}
 }
 
-// For every lifetime: never at once, never after the expiry unless the token lives shorter than the cooldown.
+// For every lifetime: never at once, and before the expiry unless that is within the second. By the rule for short
+// lifetimes half of what is left is kept for a provider that is not to be asked yet.
 func TestDueForEveryLifetime(t *testing.T) {
 	now := time.Date(2026, 11, 3, 12, 0, 0, 0, time.UTC)
 	for left := time.Duration(0); left < 2*time.Hour; left += 500 * time.Millisecond {
 		for jitter := time.Duration(0); jitter <= MaxJitter; jitter += 7250 * time.Millisecond {
 			due := Due(now, now.Add(left), jitter).Sub(now)
 			switch {
-			case due <= 0, due > left && due != Cooldown:
+			case due <= 0:
 				t.Errorf("%v left, jitter %v: due in %v", left, jitter, due)
-			case due < Cooldown && left < MinLead:
-				t.Errorf("%v left: due in %v, before the cooldown ends", left, due)
+			case left == 0:
+				if due != Cooldown {
+					t.Errorf("expired: due in %v, want %v", due, Cooldown)
+				}
+			case left <= MinLead && due != max(left/2, time.Second):
+				t.Errorf("%v left, jitter %v: due in %v, want half of it", left, jitter, due)
+			case left > time.Second && due >= left:
+				t.Errorf("%v left, jitter %v: due in %v", left, jitter, due)
 			}
 		}
 	}

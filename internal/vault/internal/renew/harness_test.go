@@ -113,3 +113,93 @@ func (b *bed) wantDue(it store.Item, want time.Duration) {
 func fresh(life time.Duration) func(*bed, store.Item, time.Time) Outcome {
 	return func(b *bed, _ store.Item, _ time.Time) Outcome { return Outcome{Expiry: b.in(life)} }
 }
+
+// A provider issues tokens of one lifetime, and must not be asked again within 30 s of the last time. It stands for the
+// caller's record of that, too, which others share: they may refresh at any time.
+type provider struct {
+	life  time.Duration
+	takes time.Duration // to answer
+
+	mu     sync.Mutex
+	stored map[store.Item]time.Time   // expiries; of an item that is not here, it is the one that is watched
+	asked  map[store.Item][]time.Time // by the bubble's clock
+	late   int                        // how often the stored token had expired when a new one came
+}
+
+func newProvider(life time.Duration) *provider {
+	return &provider{
+		life:   life,
+		stored: map[store.Item]time.Time{},
+		asked:  map[store.Item][]time.Time{},
+	}
+}
+
+// answer is for start.
+func (p *provider) answer(b *bed, it store.Item, expiry time.Time) Outcome {
+	p.mu.Lock()
+	stored, known := p.stored[it]
+	p.mu.Unlock()
+	if !known || stored.Equal(expiry) {
+		if now, ok := p.refresh(b, it); ok {
+			stored = now
+		} else {
+			stored = expiry
+		}
+	}
+	return Outcome{Expiry: stored, After: p.wait(it)}
+}
+
+// watch stores a token as a new login would, and serves it.
+func (p *provider) watch(b *bed, it store.Item, life time.Duration) {
+	p.mu.Lock()
+	p.stored[it] = b.in(life)
+	p.mu.Unlock()
+	b.Watch(it, b.in(life))
+}
+
+// refresh stores a new token and returns its expiry, unless the provider is not to be asked.
+func (p *provider) refresh(b *bed, it store.Item) (time.Time, bool) {
+	if p.wait(it) > 0 {
+		return time.Time{}, false
+	}
+	p.mu.Lock()
+	p.asked[it] = append(p.asked[it], time.Now())
+	p.mu.Unlock()
+	time.Sleep(p.takes)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if expiry, known := p.stored[it]; known && !b.wallClock().Before(expiry) {
+		p.late++
+	}
+	p.stored[it] = b.in(p.life)
+	return p.stored[it], true
+}
+
+// wait is how long the provider is not to be asked, from now.
+func (p *provider) wait(it store.Item) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := len(p.asked[it]); n > 0 {
+		return max(30*time.Second-time.Since(p.asked[it][n-1]), 0)
+	}
+	return 0
+}
+
+// calls returns how often the provider was asked, after a check that it was not too often, and neither was Renew.
+func (p *provider) calls(b *bed, it store.Item) int {
+	b.t.Helper()
+	runs := b.ran(it)
+	for i := 1; i < len(runs); i++ {
+		if apart := runs[i].real.Sub(runs[i-1].real); apart < MinGap {
+			b.t.Fatalf("renewal %d came %v after the one before", i, apart)
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, asked := range p.asked[it][:max(len(p.asked[it]), 1)-1] {
+		if apart := p.asked[it][i+1].Sub(asked); apart < 30*time.Second {
+			b.t.Fatalf("the provider was asked twice within %v", apart)
+		}
+	}
+	return len(p.asked[it])
+}

@@ -33,7 +33,7 @@ const modelItems = 4
 
 var (
 	lives = rapid.SampledFrom([]time.Duration{
-		-time.Hour, 0, time.Second, 10 * time.Second, 59 * time.Second, 121 * time.Second, 300 * time.Second,
+		-time.Hour, 0, time.Second, 3 * time.Second, 10 * time.Second, 23 * time.Second, 59 * time.Second, 121 * time.Second, 300 * time.Second,
 		301 * time.Second, 310 * time.Second, 335 * time.Second, 400 * time.Second, 10 * time.Minute, time.Hour, 8 * time.Hour,
 		30 * day, 10 * 365 * day,
 	})
@@ -54,8 +54,8 @@ var (
 		return reply{
 			kind:  rapid.SampledFrom([]string{"new", "new", "same", "unknown", "stop", "fail", "fail", "fail", "fail"}).Draw(t, "kind"),
 			life:  lives.Draw(t, "life"),
-			after: rapid.SampledFrom([]time.Duration{0, 0, -time.Hour, time.Second, 45 * time.Second, time.Hour}).Draw(t, "after"),
-			takes: rapid.SampledFrom([]time.Duration{0, 0, time.Millisecond, 20 * time.Second, 50 * time.Second}).Draw(t, "takes"),
+			after: rapid.SampledFrom([]time.Duration{0, 0, -time.Hour, time.Second, 6 * time.Second, 29 * time.Second, 45 * time.Second, time.Hour}).Draw(t, "after"),
+			takes: rapid.SampledFrom([]time.Duration{0, 0, time.Millisecond, 4 * time.Second, 20 * time.Second, 50 * time.Second}).Draw(t, "takes"),
 		}
 	}), 1, 20)
 )
@@ -97,15 +97,15 @@ func (m *model) breaks(format string, args ...any) {
 	}
 }
 
-// schedule sets the span to the single instant in d from now, or at the end of the cooldown.
+// schedule sets the span to the single instant in d from now, or MinGap after the last one began.
 func (m *model) schedule(it *modelItem, d time.Duration) {
 	if !it.begun.IsZero() {
-		d = max(d, Cooldown-time.Since(it.begun))
+		d = max(d, MinGap-time.Since(it.begun))
 	}
 	it.lo = time.Now().Add(d)
 	it.hi, it.wait = it.lo, d
 	if m.noticing() {
-		it.hi, it.wait = it.hi.Add(LookEvery+MaxJitter), max(d, Cooldown)
+		it.hi, it.wait = it.hi.Add(LookEvery+MaxJitter), max(d, MaxJitter)
 	}
 	it.unnoticed = it.hi
 }
@@ -123,8 +123,8 @@ func (m *model) dueIn(expiry time.Time) time.Duration {
 	switch d := left - lead - m.jitter; {
 	case d > 0:
 		return d
-	case left >= time.Minute:
-		return left / 2
+	case left > 0:
+		return max(left/2, time.Second)
 	default:
 		return 30 * time.Second
 	}
@@ -152,7 +152,7 @@ func (m *model) forget(n int) {
 	it.news = it.running
 }
 
-// leap moves the wall clock. Forwards: what is overdue then runs within a look and a jitter, or when its cooldown ends.
+// leap moves the wall clock. Forwards: what is overdue then runs within a look and a jitter, or when MinGap has passed.
 // Backwards: nothing waits longer than it would have from now on, and a look.
 func (m *model) leap(by time.Duration) {
 	now, noticing := time.Now(), m.noticing()
@@ -170,10 +170,10 @@ func (m *model) leap(by time.Duration) {
 		}
 		it.lo = later(earlier(it.lo, now), it.lo.Add(-by))
 		if !it.begun.IsZero() {
-			it.lo = later(it.lo, it.begun.Add(Cooldown))
+			it.lo = later(it.lo, it.begun.Add(MinGap))
 		}
-		it.hi = later(later(it.hi.Add(-by), it.unnoticed), later(now, it.begun.Add(Cooldown))).Add(LookEvery + MaxJitter)
-		it.wait = max(it.wait, Cooldown)
+		it.hi = later(later(it.hi.Add(-by), it.unnoticed), later(now, it.begun.Add(MinGap))).Add(LookEvery + MaxJitter)
+		it.wait = max(it.wait, MaxJitter)
 	}
 }
 
@@ -225,7 +225,7 @@ func (m *model) renew(_ context.Context, name store.Item, expiry time.Time) Outc
 		m.breaks("item %d is renewed twice at a time", n)
 	case !it.expiry.Equal(expiry):
 		m.breaks("item %d is renewed for a token that expires %v, want %v", n, expiry, it.expiry)
-	case !it.begun.IsZero() && now.Sub(it.begun) < Cooldown:
+	case !it.begun.IsZero() && now.Sub(it.begun) < MinGap:
 		m.breaks("item %d is renewed %v after the last time", n, now.Sub(it.begun))
 	case now.Before(it.lo):
 		m.breaks("item %d is renewed %v early", n, it.lo.Sub(now))

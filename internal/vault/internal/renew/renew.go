@@ -7,9 +7,13 @@
 //	s.Watch(item, tok.Expiry)  // a token was served or stored
 //
 // Due times are of the wall clock, because expiries are: a timer of the monotonic clock stands still while the machine is
-// suspended. So the clock is looked at every [LookEvery]. Whichever way the clock leaps, and whatever a renewal answers,
-// the renewals of a watched item begin at least [Cooldown] apart. Nothing is kept on disk: a new process begins anew with
-// the first token it serves. Only the host's process has a Scheduler; clients on the socket never renew by themselves.
+// suspended. So the clock is looked at every [LookEvery]. Nothing is kept on disk: a new process begins anew with the
+// first token it serves. Only the host's process has a Scheduler; clients on the socket never renew by themselves.
+//
+// How often a provider may be asked is not known here: others ask it too, in this process and in others. Whoever keeps
+// that record says in [Outcome].After how long the provider is to be left alone. The Scheduler itself only sees to it
+// that the calls of Renew for a watched item begin at least [MinGap] apart, whichever way the clock leaps and whatever
+// is answered.
 package renew
 
 import (
@@ -32,8 +36,12 @@ const (
 	// suspended, what became due meanwhile is spread over the same time.
 	MaxJitter = 29 * time.Second
 
-	// Cooldown: renewals of one item begin at least this far apart, and a token with little life left is not renewed
-	// sooner than this.
+	// MinGap: calls of Renew for one item begin at least this far apart. It is no limit for the provider, which is
+	// Outcome.After, but keeps answers without one from becoming a loop.
+	MinGap = 5 * time.Second
+
+	// Cooldown: a token that has expired is looked at after this. Nobody is served with it, and who asks for it
+	// meanwhile renews it, so there is no hurry.
 	Cooldown = 30 * time.Second
 
 	// MinRetry, MaxRetry, MaxFailures: a renewal that failed is repeated after MinRetry, twice that, and so on, at
@@ -49,14 +57,17 @@ const (
 	// Workers: this many renewals run at a time; what else is due waits, oldest first.
 	Workers = 64
 
+	// minWait: a token with little life left is renewed no sooner than this from now.
+	minWait = time.Second
+
 	// jump: the wall clock advanced this much between two looks, so the machine slept or somebody set the clock.
 	jump = 30 * time.Second
 )
 
 // Due returns when a token that expires at expiry is to be renewed, seen from now: MinLead or a tenth of the remaining
 // life before expiry, and jitter (0 to MaxJitter) before that. If that is not in the future (a short lifetime, or a token
-// near its end), it is half the remaining life from now, but no sooner than Cooldown from now; the latter holds for an
-// expired token too, which whoever asks for it renews. For the zero expiry (unknown) it is the zero time: never.
+// near its end), it is half the remaining life from now, but no sooner than a second from now. For an expired token it
+// is Cooldown from now, for the zero expiry (unknown) the zero time: never.
 func Due(now, expiry time.Time, jitter time.Duration) time.Time {
 	if expiry.IsZero() {
 		return time.Time{}
@@ -66,16 +77,20 @@ func Due(now, expiry time.Time, jitter time.Duration) time.Time {
 	if due := expiry.Add(-max(MinLead, left/LeadShare) - jitter); due.After(now) {
 		return due
 	}
-	return now.Add(max(left/2, Cooldown))
+	if left <= 0 {
+		return now.Add(Cooldown)
+	}
+	return now.Add(max(left/2, minWait))
 }
 
 // retryAfter returns how long to wait after the nth failure in a row, n from 1 to MaxFailures.
 func retryAfter(n int) time.Duration { return min(MinRetry<<(n-1), MaxRetry) }
 
-// An Outcome is what a renewal found or did.
+// An Outcome is what a renewal found or did. The next renewal is by the rule of [Due] for Expiry, or by the row of failures
+// for Err, but no sooner than After from now.
 type Outcome struct {
 	Expiry time.Time     // of the token that is stored now, whoever renewed it; zero: none known. Ignored with Err
-	After  time.Duration // no further renewal sooner than this; 0: no matter
+	After  time.Duration // the provider is not to be asked sooner than this, from now; 0: it may be. Ignored with Stop
 	Stop   bool          // nothing to renew (removed, login needed): forget the item until it is watched again
 	Err    error         // the renewal failed and may be tried again
 }
@@ -83,8 +98,10 @@ type Outcome struct {
 // Options are what a [Scheduler] calls, from several goroutines and with no lock held, so both may call the Scheduler.
 type Options struct {
 	// Renew makes sure that the stored token is fresh. expiry is that of the token that was watched: if another one is
-	// stored by now, somebody else renewed it and there is nothing to do but to answer its expiry. ctx is that of Run.
-	// It is not called for an item while an earlier call for it has not returned.
+	// stored by now, somebody else renewed it and there is nothing to do but to answer its expiry. While the provider
+	// is not to be asked, whoever asked it last, Renew does not ask it, and answers with an After; right after a new
+	// token came, too, or one with a short life would be looked at in vain. ctx is that of Run. Renew is not called
+	// for an item while an earlier call for it has not returned.
 	Renew func(ctx context.Context, it store.Item, expiry time.Time) Outcome
 
 	// GaveUp, if not nil, is told that the item failed MaxFailures times in a row and is forgotten until the next Watch.

@@ -13,83 +13,6 @@ import (
 
 var errTest = errors.New("the provider does not answer")
 
-// A provider that issues tokens of one lifetime, over simulated days: every renewal is in time and none is too soon.
-func TestLifetimes(t *testing.T) {
-	for _, test := range []struct {
-		life, over time.Duration
-		min, max   int // renewals
-	}{
-		{time.Second, day, 2879, 2880},
-		{2 * time.Second, day, 2879, 2880},
-		{10 * time.Second, day, 2879, 2880},
-		{59 * time.Second, day, 2879, 2880},
-		{121 * time.Second, day, 1400, 1428},
-		{300 * time.Second, day, 570, 576},
-		{301 * time.Second, day, 560, 720}, // one in thirty at the end of the cooldown, the others at half the life
-		{331 * time.Second, day, 2700, 2880},
-		{time.Hour, 3 * day, 80, 81},
-		{8 * time.Hour, 6 * day, 20, 20},
-		{30 * day, 60 * day, 2, 2},
-		{10 * 365 * day, 30 * day, 0, 0},
-	} {
-		t.Run(test.life.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := start(t, fresh(test.life))
-				b.jitter = New(Options{}).jitter
-				begin := time.Now()
-				b.Watch(item(0), b.in(test.life))
-				time.Sleep(test.over)
-				runs := b.ran(item(0))
-				if len(runs) < test.min || len(runs) > test.max {
-					t.Errorf("%d renewals in %v, want %d to %d", len(runs), test.over, test.min, test.max)
-				}
-				last := begin
-				for i, r := range runs {
-					if i > 0 && r.real.Sub(last) < Cooldown {
-						t.Fatalf("renewal %d came %v after the one before", i, r.real.Sub(last))
-					}
-					if test.life > 2*time.Minute && !r.wall.Before(r.expiry) {
-						t.Fatalf("renewal %d came %v after the expiry", i, r.wall.Sub(r.expiry))
-					}
-					last = r.real
-				}
-			})
-		})
-	}
-}
-
-// Whatever Renew answers, and however fast, the same item is not renewed again within the cooldown.
-func TestNoHotLoop(t *testing.T) {
-	atOnce := func(b *bed) Outcome { return Outcome{Expiry: b.in(301 * time.Second)} } // due in a second
-	for name, answer := range map[string]func(b *bed, expiry time.Time) Outcome{
-		"the same":         func(_ *bed, expiry time.Time) Outcome { return Outcome{Expiry: expiry} },
-		"expired":          func(b *bed, _ time.Time) Outcome { return Outcome{Expiry: b.in(-time.Hour)} },
-		"expiring now":     func(b *bed, _ time.Time) Outcome { return Outcome{Expiry: b.in(0)} },
-		"expired in 1970":  func(b *bed, _ time.Time) Outcome { return Outcome{Expiry: time.Unix(0, 0)} },
-		"after, past":      func(b *bed, _ time.Time) Outcome { return Outcome{Expiry: b.in(time.Millisecond), After: -time.Hour} },
-		"due at once":      func(b *bed, _ time.Time) Outcome { return atOnce(b) },
-		"after, very soon": func(b *bed, _ time.Time) Outcome { o := atOnce(b); o.After = time.Millisecond; return o },
-		"slow":             func(b *bed, _ time.Time) Outcome { time.Sleep(29 * time.Second); return atOnce(b) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := start(t, func(b *bed, _ store.Item, expiry time.Time) Outcome { return answer(b, expiry) })
-				b.Watch(item(0), b.in(301*time.Second))
-				time.Sleep(time.Hour)
-				runs := b.ran(item(0))
-				if len(runs) < 2 || len(runs) > 120 {
-					t.Errorf("%d renewals in an hour", len(runs))
-				}
-				for i := range runs[1:] {
-					if apart := runs[i+1].real.Sub(runs[i].real); apart < Cooldown {
-						t.Fatalf("two renewals %v apart", apart)
-					}
-				}
-			})
-		})
-	}
-}
-
 // While nothing is scheduled nothing runs: no timer ticks and the clock is not read, for a year.
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -205,6 +128,12 @@ func TestOutcomes(t *testing.T) {
 		{"stop", func(b *bed) Outcome { return Outcome{Stop: true, Expiry: b.in(time.Hour)} }, -1},
 		{"stop and an error", func(b *bed) Outcome { return Outcome{Stop: true, Err: errTest} }, -1},
 		{"not before", func(b *bed) Outcome { return Outcome{Expiry: b.in(5 * time.Minute), After: 4 * time.Minute} }, 4 * time.Minute},
+		{"not before the cooldown ends", func(b *bed) Outcome { return Outcome{Expiry: b.in(40 * time.Second), After: 30 * time.Second} }, 30 * time.Second},
+		{"not before the half is over", func(b *bed) Outcome { return Outcome{Expiry: b.in(40 * time.Second), After: 10 * time.Second} }, 20 * time.Second},
+		{"not before, with little left", func(b *bed) Outcome { return Outcome{Expiry: b.in(6 * time.Second), After: time.Second} }, MinGap},
+		{"little left", func(b *bed) Outcome { return Outcome{Expiry: b.in(6 * time.Second)} }, MinGap},
+		{"due at once", func(b *bed) Outcome { return Outcome{Expiry: b.in(301 * time.Second)} }, MinGap},
+		{"after a negative time", func(b *bed) Outcome { return Outcome{Expiry: b.in(20 * time.Second), After: -time.Hour} }, 10 * time.Second},
 		{"not before, which is no matter", func(b *bed) Outcome { return Outcome{Expiry: b.in(time.Hour), After: time.Minute} }, 54 * time.Minute},
 		{"failed, not before", func(b *bed) Outcome { return Outcome{Err: errTest, After: 7 * time.Minute} }, 7 * time.Minute},
 		{"failed, which is later", func(b *bed) Outcome { return Outcome{Err: errTest, After: 7 * time.Second} }, 30 * time.Second},
@@ -212,6 +141,8 @@ func TestOutcomes(t *testing.T) {
 		{"failed, after a negative time", func(b *bed) Outcome { return Outcome{Err: errTest, After: -time.Hour} }, 30 * time.Second},
 		{"failed, not for 200 years", func(b *bed) Outcome { return Outcome{Err: errTest, After: 200 * 365 * day} }, 200 * 365 * day},
 		{"an expired token", func(b *bed) Outcome { return Outcome{Expiry: b.in(-time.Hour)} }, 30 * time.Second},
+		{"an expired token, not before", func(b *bed) Outcome { return Outcome{Expiry: b.in(-time.Hour), After: 10 * time.Second} }, 30 * time.Second},
+		{"an expired token, not for long", func(b *bed) Outcome { return Outcome{Expiry: b.in(-time.Hour), After: time.Minute} }, time.Minute},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -272,7 +203,8 @@ func TestNewsDuringARenewal(t *testing.T) {
 		{"another, then forget", func(b *bed, expiry time.Time) { b.Watch(item(0), b.in(time.Hour)); b.Forget(item(0)) }, func(b *bed) Outcome { return Outcome{Expiry: b.in(time.Hour)} }, -1},
 		{"forget, then the same", func(b *bed, expiry time.Time) { b.Forget(item(0)); b.Watch(item(0), expiry) }, func(*bed) Outcome { return Outcome{Stop: true} }, 145 * time.Second},
 		{"almost expired", func(b *bed, _ time.Time) { b.Watch(item(0), b.in(time.Second)) }, func(*bed) Outcome { return Outcome{Stop: true} }, 30 * time.Second},
-		{"due at once", func(b *bed, _ time.Time) { b.Watch(item(0), b.in(311*time.Second)) }, func(*bed) Outcome { return Outcome{Stop: true} }, 20 * time.Second},
+		{"due at once", func(b *bed, _ time.Time) { b.Watch(item(0), b.in(311*time.Second)) }, func(*bed) Outcome { return Outcome{Stop: true} }, time.Second},
+		{"another, not before", func(b *bed, _ time.Time) { b.Watch(item(0), b.in(40*time.Second)) }, func(b *bed) Outcome { return Outcome{Expiry: b.in(time.Hour), After: time.Minute} }, 15 * time.Second},
 		{"unknown expiry", func(b *bed, _ time.Time) { b.Watch(item(0), time.Time{}) }, func(b *bed) Outcome { return Outcome{Expiry: b.in(time.Hour)} }, -1},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -55,8 +55,8 @@ func (s *Scheduler) look(ctx context.Context, timer *time.Timer) []job {
 	var jobs []job
 	for s.running < Workers && len(s.queue) > 0 && !s.queue[0].due.After(now) {
 		e := s.queue[0]
-		if time.Since(e.begun) < Cooldown {
-			s.scheduleLocked(e, now, now) // the clock ran ahead of the timers: at the end of the cooldown
+		if time.Since(e.begun) < MinGap {
+			s.scheduleLocked(e, now, now) // the clock ran ahead of the timers: at the end of the gap
 			continue
 		}
 		s.queue.remove(e)
@@ -149,10 +149,11 @@ func (s *Scheduler) finish(e *entry, out Outcome) (gaveUp bool) {
 	return false
 }
 
-// scheduleLocked puts e, which has no renewal running, into the queue for due, or for the end of the cooldown if that is later.
+// scheduleLocked puts e, which has no renewal running, into the queue for due, or for MinGap after the last
+// one began if that is later.
 func (s *Scheduler) scheduleLocked(e *entry, now, due time.Time) {
 	// Measured with the monotonic clock, so that setting the clock neither shortens nor lengthens it.
-	if earliest := now.Add(Cooldown - time.Since(e.begun)); earliest.After(due) {
+	if earliest := now.Add(MinGap - time.Since(e.begun)); earliest.After(due) {
 		due = earliest
 	}
 	e.due, e.wait = due, due.Sub(now)
