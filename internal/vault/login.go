@@ -108,7 +108,7 @@ func (v *Vault) storeGrant(ctx context.Context, providerName, bucket string, g *
 		if err := v.logins.Write(ctx, it, g.Seal()); err != nil {
 			return hostError(fmt.Errorf("storing the login %s/%s: %w", providerName, bucket, err))
 		}
-		v.refresh.Forget(ctx, it)
+		v.refresh.Begin(ctx, it, g)
 		return nil
 	})
 }

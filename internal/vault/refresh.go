@@ -82,19 +82,16 @@ func (v *Vault) renew(ctx context.Context, it store.Item, expiry time.Time) rene
 	case l.grant.RefreshToken.IsZero() || l.grant.Expiry == 0:
 		return renew.Outcome{Stop: true}
 	case l.grant.Expiry != expiry.Unix(): // somebody else renewed it
-		return renew.Outcome{Expiry: time.Unix(l.grant.Expiry, 0)}
-	}
-	// While no place takes what a provider may answer, a token that is still good is better left alone.
-	if safe, err := v.refresh.Safe(ctx); !safe && l.grant.Expiry > now() {
-		return v.notRenewed(it, fmt.Errorf("no place can be written where the new token would be safe: %w", err))
+		return renew.Outcome{Expiry: time.Unix(l.grant.Expiry, 0), After: v.refresh.Wait(ctx, it)}
 	}
 	g, err := v.refresh.Refresh(ctx, it, l.grant)
 	limited, isLimited := errors.AsType[*refresh.LimitedError](err)
 	_, isNeeded := errors.AsType[*refresh.LoginNeededError](err)
+	_, isClient := errors.AsType[*refresh.ClientRefusedError](err)
 	switch {
 	case isLimited:
 		return renew.Outcome{Expiry: expiry, After: limited.After}
-	case isNeeded, errors.Is(err, store.ErrNotFound):
+	case isNeeded, isClient, errors.Is(err, store.ErrNotFound):
 		v.log.Warn("a token cannot be renewed", "login", it.Account, "error", err)
 		return renew.Outcome{Stop: true}
 	case err != nil:
@@ -102,8 +99,7 @@ func (v *Vault) renew(ctx context.Context, it store.Item, expiry time.Time) rene
 	case g.Expiry == 0:
 		return renew.Outcome{Stop: true}
 	}
-	v.log.Debug("renewed", "login", it.Account, "expiry", g.Expiry)
-	return renew.Outcome{Expiry: time.Unix(g.Expiry, 0)}
+	return renew.Outcome{Expiry: time.Unix(g.Expiry, 0), After: v.refresh.Wait(ctx, it)}
 }
 
 func (v *Vault) notRenewed(it store.Item, err error) renew.Outcome {

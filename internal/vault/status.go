@@ -130,11 +130,11 @@ func state(l login, h refresh.History) (State, string) {
 }
 
 // renewsAt is the time by the rule, of which every proxy goes its own few seconds off. The rule counts from when the token
-// was issued; of a login that was never refreshed nobody knows that.
+// was issued; where nobody knows that, from now.
 func renewsAt(g *grant.Grant, h refresh.History) time.Time {
-	expiry, now := time.Unix(g.Expiry, 0), time.Now()
-	if h.Refreshed.IsZero() || h.Refreshed.After(expiry) {
-		return renew.Due(now, expiry, 0)
+	expiry, from := time.Unix(g.Expiry, 0), h.Issued
+	if from.IsZero() || !from.Before(expiry) {
+		from = time.Now()
 	}
-	return renew.Due(h.Refreshed, expiry, 0)
+	return renew.Due(from, expiry, 0)
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	"github.com/credproxy/credproxy/internal/vault/internal/journal"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/wire"
 )
@@ -95,6 +96,11 @@ func (v *Vault) stored(ctx context.Context, it store.Item) (*grant.Grant, error)
 // it brought is deleted with the rest.
 func (v *Vault) RemoveToken(ctx context.Context, providerName, bucket string) error {
 	it := loginItem(providerName, bucket)
+	if _, err := v.store.Read(ctx, it); errors.Is(err, store.ErrNotFound) {
+		if version, err := v.journal.Version(ctx, it); err == nil && version == journal.Absent {
+			return nil // and no lock file for a name that never was
+		}
+	}
 	return v.underLock(ctx, it, func() error { return v.forget(ctx, it) })
 }
 

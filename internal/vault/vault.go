@@ -215,6 +215,7 @@ func hostError(err error) error {
 	var crossing *wire.Error
 	limited, isLimited := errors.AsType[*refresh.LimitedError](err)
 	needed, isNeeded := errors.AsType[*refresh.LoginNeededError](err)
+	_, isClient := errors.AsType[*refresh.ClientRefusedError](err)
 	_, isProvider := errors.AsType[*provider.Error](err)
 	switch {
 	case err == nil:
@@ -223,9 +224,18 @@ func hostError(err error) error {
 		return err
 	case isLimited:
 		crossing = wire.E(wire.CodeRateLimited, "the provider was asked a moment ago")
+		if limited.Reason != "" {
+			crossing.Message += "; " + limited.Reason
+		}
 		crossing.RetryAfter = int((limited.After + time.Second - 1) / time.Second)
 	case isNeeded:
 		crossing = wire.E(wire.CodeInternal, wire.LoginNeededPrefix+needed.Reason)
+	case isClient:
+		crossing = wire.E(wire.CodeInternal, "the provider does not accept this client: client_id or the client secret in the host's configuration has to be mended")
+	case errors.Is(err, refresh.ErrUnsafe):
+		crossing = wire.E(wire.CodeInternal, refresh.ErrUnsafe.Error())
+	case errors.Is(err, journal.ErrUnreadable):
+		crossing = wire.E(wire.CodeInternal, "the recovery files on the host cannot be read, and may have a newer token: credproxy doctor there says more")
 	case isProvider:
 		crossing = wire.E(wire.CodeInternal, "the provider did not give a new token: the host's log and credproxy auth status say why")
 	case errors.Is(err, refresh.ErrNoProvider):

@@ -154,7 +154,27 @@ func Merge(old, answer *Grant) *Grant {
 		merged.Scope = old.Scope
 	}
 	merged.keep(old)
+	if !merged.RefreshToken.Equal(old.RefreshToken) {
+		// Wire leaves out what holds the refresh token. One that was replaced is worth nothing to its owner, but whoever sends
+		// it once more ends the login with many providers.
+		merged.Fields = slices.DeleteFunc(merged.Fields, func(f wire.Field) bool { return holds(f.Value, old.RefreshToken) })
+	}
 	return &merged
+}
+
+// WithoutSaved returns the grant without what clients saved into it, for when it is too large to be stored.
+func (g *Grant) WithoutSaved() *Grant {
+	without := *g
+	without.Fields = slices.DeleteFunc(slices.Clone(g.Fields), func(f wire.Field) bool { return slices.Contains(g.Saved, f.Name) })
+	without.Saved = nil
+	return &without
+}
+
+// holds reports whether a JSON value has the secret in it, however it is escaped. A needle of a few characters would match
+// by chance; providers' refresh tokens have dozens.
+func holds(value json.RawMessage, s secret.String) bool {
+	needle := s.Reveal()
+	return len(needle) >= 8 && (strings.Contains(string(value), needle) || strings.Contains(unescaped(value), needle))
 }
 
 // keep adds the fields of old that g does not have, and remembers which of those a client had saved.
@@ -231,7 +251,7 @@ func (g *Grant) Wire(allowed []string) (*wire.Token, error) {
 		if !slices.Contains(allowed, f.Name) && !slices.Contains(g.Saved, f.Name) {
 			continue
 		}
-		if hides(string(f.Value)) || hides(unescaped(f.Value)) {
+		if holds(f.Value, g.RefreshToken) {
 			continue
 		}
 		// Set removes the names of long-lived secrets at any depth; a field that it refuses stays on the host.

@@ -116,6 +116,28 @@ func TestMergeAnswer(t *testing.T) {
 	}
 }
 
+// A refresh token that was replaced does not go inside either: to send it again ends the login.
+func TestMergeDropsFieldsWithTheReplacedRefreshToken(t *testing.T) {
+	old := &Grant{
+		AccessToken: secret.New("a1"), RefreshToken: secret.New("test-refresh-1"),
+		Fields: []wire.Field{{Name: "account_id", Value: json.RawMessage(`"old:test-refresh-1"`)}, {Name: "note", Value: json.RawMessage(`"kept"`)}},
+		Saved:  []string{"note"},
+	}
+	rotated := Merge(old, &Grant{
+		AccessToken: secret.New("a2"), RefreshToken: secret.New("test-refresh-2"),
+		Fields: []wire.Field{{Name: "id_token", Value: json.RawMessage(`"test\u002drefresh-1"`)}},
+	})
+	if rotated.field("account_id") || rotated.field("id_token") || !rotated.field("note") {
+		t.Errorf("fields of a rotated login: %d", len(rotated.Fields))
+	}
+	if same := Merge(old, &Grant{AccessToken: secret.New("a2")}); !same.field("account_id") {
+		t.Error("a login that was not rotated has lost a field")
+	}
+	if without := rotated.WithoutSaved(); without.field("note") || len(without.Saved) != 0 || !rotated.field("note") {
+		t.Error("WithoutSaved")
+	}
+}
+
 func TestMergeSaved(t *testing.T) {
 	old := parse(t, `{"access_token":"at-1","refresh_token":"`+canary+`","expiry":10,"token_type":"Bearer","account_id":"acc","hidden":"h"}`)
 	tok, err := wire.DecodeToken([]byte(`{"access_token":"at-2","expiry":20,"token_type":"bearer","refresh_token":"from-inside",` +

@@ -183,6 +183,9 @@ func (j *Journal) Read(ctx context.Context, it store.Item) (Record, error) {
 	return s.entry.record(), err
 }
 
+// Absent is the version of a login that has no record.
+const Absent = "absent"
+
 // Version changes with every Write and Remove of any process, also within one tick of the clock, and with what is held in
 // memory. Errors are those of Read.
 func (j *Journal) Version(ctx context.Context, it store.Item) (string, error) {
@@ -191,7 +194,7 @@ func (j *Journal) Version(ctx context.Context, it store.Item) (string, error) {
 	}
 	s, err := j.newest(it)
 	if s.seq == 0 {
-		return "absent", err
+		return Absent, err
 	}
 	return fmt.Sprintf("%d-%.16s", s.seq, s.sum), err
 }

@@ -3,6 +3,7 @@ package refresh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -22,6 +23,7 @@ type attempt struct {
 	old      *grant.Grant   // what is stored; its refresh token is sent
 	record   journal.Record // what the journal has; written at every step
 	bases    []string       // see payload
+	answered bool           // record.Sealed is an answer to this attempt
 }
 
 // run asks the provider and makes its answer durable. ctx bounds the asking; what has been answered has a limit of its
@@ -30,6 +32,7 @@ func (a *attempt) run(ctx context.Context, request string) (result, error) {
 	pending := a.record.Sealed // an answer that the store has refused so far stays in the journal until a newer one is there
 	a.bases = a.c.basesOf(ctx, a.it, a.record, a.old)
 	interrupted := a.record.Phase == journal.Called
+	before := a.record
 	now := time.Now()
 	a.record.Phase = journal.Called
 	a.record.Attempt, a.record.Next = now.Round(0), time.Time{}
@@ -37,15 +40,20 @@ func (a *attempt) run(ctx context.Context, request string) (result, error) {
 	a.record.Interrupted = a.record.Interrupted || interrupted
 	if a.record.Outcome == journal.Refused {
 		// That was another request. If this one is cut off, nobody is to think that it was refused.
-		a.record.Outcome, a.record.Code, a.record.Status, a.record.Revoked = journal.Never, "", 0, false
+		a.record.Outcome, a.record.Reason, a.record.Code, a.record.Status, a.record.Revoked = journal.Never, "", "", 0, false
 	}
-	a.c.attempted(a.it, now)
 	if err := a.write(ctx, room(a.old, a.bases)); err != nil {
+		if storeErr := a.c.o.Store.Check(ctx); storeErr != nil && valid(a.old) {
+			a.record = before
+			a.writeOrLog(ctx)
+			return result{}, fmt.Errorf("%w: %w", ErrUnsafe, errors.Join(err, storeErr))
+		}
 		a.c.o.Logger.Error("before a refresh, no place could be made for the new token: if the store refuses it too, it is held in memory only",
 			"login", a.it.Account, "error", err)
 	}
+	a.c.attempted(a.it, now)
 	atStep("before the call")
-	answer, err := a.ask(ctx)
+	answer, err := a.ask()
 
 	// The request's time may be used up; what was answered is kept all the same.
 	ctx, cancel := context.WithTimeout(context.Background(), saveLimit)
@@ -57,16 +65,18 @@ func (a *attempt) run(ctx context.Context, request string) (result, error) {
 	return result{grant: g}, err
 }
 
-// ask calls the provider, and again after failures that may pass. Retries end with Close; a call does not.
-func (a *attempt) ask(ctx context.Context) (*grant.Grant, error) {
+// ask calls the provider, and again after failures that may pass. A call has a limit of its own; the attempt's decides about
+// retries. Retries end with Close; a call does not.
+func (a *attempt) ask() (*grant.Grant, error) {
+	begun := time.Now()
 	for n := 0; ; n++ {
-		answer, err := a.c.o.Client.Refresh(ctx, a.provider, a.old, a.secret, a.received)
+		answer, err := a.call(attemptLimit - time.Since(begun))
 		failure, ok := errors.AsType[*provider.Error](err)
 		if !ok || failure.Kind != provider.Transient || n == len(retryDelays) {
 			return answer, err
 		}
 		delay := max(retryDelays[n], failure.RetryAfter)
-		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= delay {
+		if attemptLimit-time.Since(begun) <= delay {
 			return nil, err
 		}
 		select {
@@ -77,6 +87,12 @@ func (a *attempt) ask(ctx context.Context) (*grant.Grant, error) {
 	}
 }
 
+func (a *attempt) call(limit time.Duration) (*grant.Grant, error) {
+	ctx, cancel := provider.WithRunningTimeout(context.Background(), limit)
+	defer cancel()
+	return a.c.o.Client.Refresh(ctx, a.provider, a.old, a.secret, a.received)
+}
+
 // received makes an answer durable as it came, before anything looks at it.
 func (a *attempt) received(answer provider.Answer) {
 	ctx, cancel := context.WithTimeout(context.Background(), saveLimit)
@@ -84,7 +100,7 @@ func (a *attempt) received(answer provider.Answer) {
 	atStep("after the answer was read")
 	sealed, err := a.c.sealPayload(ctx, a.it, payload{bases: a.bases, old: a.old, answer: answer})
 	if sealed != nil {
-		a.record.Phase, a.record.Sealed = journal.Received, sealed
+		a.record.Phase, a.record.Sealed, a.answered = journal.Received, sealed, true
 		err = errors.Join(err, a.write(ctx, 0))
 	}
 	if err != nil {
@@ -98,25 +114,32 @@ func (a *attempt) received(answer provider.Answer) {
 // storing it is tried again. The error is store.ErrNotFound.
 func (a *attempt) succeeded(ctx context.Context, answer *grant.Grant) (*grant.Grant, error) {
 	merged := grant.Merge(a.old, answer)
-	a.record.Outcome, a.record.Code, a.record.Status, a.record.Revoked = journal.OK, "", 0, false
-	a.record.Refreshed = a.record.Attempt
-	a.record.Interrupted = false
+	a.record.Phase = journal.Received
+	answered(&a.record)
 	defer a.c.o.Changed(a.it)
-	if newer, err := a.overtaken(ctx); newer != nil || err != nil {
-		a.c.o.Logger.Info("an answer is dropped: the login was replaced or removed while the provider was asked", "login", a.it.Account)
+	switch newer, err := a.overtaken(ctx); {
+	case err != nil:
+		a.c.o.Logger.Warn("the login is gone from the store since the provider was asked: its answer waits in the recovery files",
+			"login", a.it.Account)
+		a.writeOrLog(ctx)
+		return nil, err
+	case newer != nil:
+		a.c.o.Logger.Info("an answer is dropped: the login was replaced while the provider was asked", "login", a.it.Account)
 		a.record.Phase, a.record.Sealed = journal.Idle, nil
 		a.writeOrLog(ctx)
-		return newer, err
+		return newer, nil
 	}
-	if err := a.c.o.Store.Write(ctx, a.it, merged.Seal()); err != nil {
-		a.c.refusedByStore(a.it, err)
+	merged, err := a.c.store(ctx, a.it, merged)
+	if err != nil {
 		a.writeOrLog(ctx)
+		a.c.refusedByStore(a.it, err)
 		a.c.keep(a.it, a.record)
 		return merged, nil
 	}
 	atStep("after the save")
 	a.record.Phase, a.record.Sealed = journal.Idle, nil
 	a.writeOrLog(ctx)
+	a.c.o.Logger.Info("refreshed", "login", a.it.Account, "expiry", merged.Expiry)
 	return merged, nil
 }
 
@@ -141,8 +164,12 @@ func (a *attempt) failed(ctx context.Context, err error, pending []byte) (result
 		failure = &provider.Error{Kind: provider.Unclear}
 	}
 	r := &a.record
-	r.Phase, r.Sealed = journal.Idle, pending // not Received: this attempt has no answer
-	r.Code, r.Status, r.Revoked = failure.Code, failure.Status, failure.Revoked
+	r.Phase = journal.Idle // not Received: this attempt has brought no token
+	salvageable := a.answered && failure.Kind == provider.Malformed
+	if !salvageable {
+		r.Sealed = pending
+	}
+	r.Reason, r.Code, r.Status, r.Revoked = failure.Reason(), failure.Code, failure.Status, failure.Revoked
 	r.Outcome = journal.Failed
 	if failure.Kind == provider.Refused {
 		r.Outcome = journal.Refused
@@ -151,6 +178,12 @@ func (a *attempt) failed(ctx context.Context, err error, pending []byte) (result
 		r.Next = time.Now().Round(0).Add(failure.RetryAfter)
 	}
 	a.writeOrLog(ctx)
+	if salvageable {
+		// The answer was no token, but it may have a refresh token, and then the stored one is used up.
+		if _, settleErr := a.c.settle(ctx, a.it, *r); settleErr != nil {
+			err = errors.Join(err, settleErr)
+		}
+	}
 	if failure.Kind != provider.Refused {
 		return result{}, err
 	}
@@ -201,5 +234,5 @@ func (a *attempt) writeOrLog(ctx context.Context) {
 
 // room is what an answer may need in the journal: providers' answers are about as long as the one before.
 func room(g *grant.Grant, bases []string) int {
-	return 3*len(g.Seal().Reveal()) + 50*len(bases) + 4<<10
+	return 4*len(g.Seal().Reveal()) + 50*len(bases) + 4<<10 // the old login is in it too, as a string in JSON
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/credproxy/credproxy/internal/oauthtest"
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	"github.com/credproxy/credproxy/internal/vault/internal/journal"
+	"github.com/credproxy/credproxy/internal/vault/internal/refresh"
 )
 
 const namespaceVar = "CREDPROXY_TEST_NAMESPACE"
@@ -196,8 +197,16 @@ func TestNothingCanBeWritten(t *testing.T) {
 	at.Store, at.Recovery = filepath.Join(disk, "store"), []string{filepath.Join(disk, "recovery"), filepath.Join(disk, "aside")}
 	c := crash{i, at.start(t), item("a"), i.login(t), 0}
 	c.next.save(t, c.it, c.old)
-	c.used = i.Calls(oauthtest.Token) + 1
 	mend := fill(t, disk)
+	calls := i.Calls(oauthtest.Token)
+	if _, err := c.refresh(t, c.old); !errors.Is(err, refresh.ErrUnsafe) || i.Calls(oauthtest.Token) != calls {
+		t.Errorf("a token that is still valid: %v", err)
+	}
+	mend()
+	c.old = expired(c.old)
+	c.next.save(t, c.it, c.old)
+	c.used = i.Calls(oauthtest.Token) + 1
+	mend = fill(t, disk)
 	if safe, err := c.next.Safe(t.Context()); safe || !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("Safe: %v, %v", safe, err)
 	}
@@ -225,6 +234,12 @@ func TestNothingCanBeWritten(t *testing.T) {
 		t.Errorf("Close of the journal, with room again: %v", err)
 	}
 	c.wantSettled(t, g)
+}
+
+func expired(g *grant.Grant) *grant.Grant {
+	over := *g
+	over.Expiry = 1
+	return &over
 }
 
 // The store refuses, the token that waits in the journal is due, and the process that renews it is killed. The one that waits

@@ -12,6 +12,7 @@ import (
 // History is what can be said of a login's refreshes, to people.
 type History struct {
 	Refreshed time.Time // the last that succeeded; zero: none
+	Issued    time.Time // when the stored token was issued; zero: nobody knows
 	Outcome   journal.Outcome
 	Refused   bool   // the provider has refused the refresh token that is stored, or it was removed for that
 	Unsaved   bool   // the newest token is in the journal, and the store does not have it
@@ -24,17 +25,21 @@ const lookLimit = 500 * time.Millisecond
 
 // History returns what is known of a login's refreshes; g is the login as it stands, nil if it cannot be read.
 func (c *Coordinator) History(ctx context.Context, it store.Item, g *grant.Grant) History {
-	r := c.record(ctx, it)
-	h := History{Refreshed: r.Refreshed, Outcome: r.Outcome, Detail: Explain(r)}
-	sent := g != nil && (g.RefreshToken.Fingerprint() == r.Sent || r.Revoked && g.RefreshToken.IsZero())
-	h.Refused = r.Outcome == journal.Refused && sent
-	if r.Outcome == journal.Refused && g != nil && !sent {
-		h.Detail = "" // of another refresh token
+	r, err := c.record(ctx, it)
+	h := History{Refreshed: r.Refreshed, Issued: r.Issued, Outcome: r.Outcome, Detail: Explain(r)}
+	switch {
+	case err != nil:
+		h.Detail = err.Error()
+	case r.Outcome == journal.Refused && g != nil && !c.concerns(ctx, it, r, g):
+		h.Detail = "" // of another refresh token, or another client
+	default:
+		h.Refused = r.Outcome == journal.Refused && !clientRefused(r)
 	}
 	if r.Sealed == nil && r.Phase != journal.Called {
 		return h
 	}
-	if c.running(ctx, it) {
+	// What is younger than an attempt can be may be running; then somebody has the lock.
+	if time.Since(r.Attempt) < attemptLimit+saveLimit && c.running(ctx, it) {
 		h.Detail = "a refresh is running"
 		return h
 	}
@@ -56,6 +61,22 @@ func (c *Coordinator) History(ctx context.Context, it store.Item, g *grant.Grant
 		h.Detail = "a refresh was interrupted and may have used up the refresh token: the next one shows"
 	}
 	return h
+}
+
+// concerns reports whether the refusal in r would be the answer to a refresh of g now.
+func (c *Coordinator) concerns(ctx context.Context, it store.Item, r journal.Record, g *grant.Grant) bool {
+	if g.RefreshToken.IsZero() {
+		return r.Revoked // it was removed for that
+	}
+	if g.RefreshToken.Fingerprint() != r.Sent {
+		return false
+	}
+	p, ok := c.o.Provider(providerOf(it))
+	if !ok {
+		return true
+	}
+	clientSecret, err := c.o.Secret(ctx, p)
+	return err != nil || p.RequestFingerprint(g, clientSecret) == r.Request
 }
 
 // running reports whether somebody has the login's lock.

@@ -189,16 +189,17 @@ func TestRefusalIsRemembered(t *testing.T) {
 		code   string       // of a refusal that the provider makes up; "": it refuses by itself
 		mend   func(*testing.T, *scene)
 		works  bool
+		client bool // it is the client that is refused, and not the login
 	}{
 		"another refresh token": {code: "invalid_grant", mend: func(t *testing.T, s *scene) {
 			s.process().save(t, s.it, s.login(t))
 		}, works: true},
 		"another client": {o: twoClients, before: func(s *scene) { as(s, "test-client-3") }, mend: func(_ *testing.T, s *scene) {
 			as(s, "test-client")
-		}, works: true},
+		}, works: true, client: true},
 		"another secret": {o: confidential, before: func(s *scene) { s.secret = secret.New(first) }, mend: func(_ *testing.T, s *scene) {
 			s.secret = secret.New(second)
-		}, works: true},
+		}, works: true, client: true},
 		"nothing":             {code: "invalid_scope", mend: func(*testing.T, *scene) {}},
 		"another client, not": {code: "invalid_grant", mend: func(_ *testing.T, s *scene) { as(s, "test-client-2") }},
 	} {
@@ -217,19 +218,19 @@ func TestRefusalIsRemembered(t *testing.T) {
 					s.Fault(oauthtest.Token, oauthtest.ErrorAnswer(400, tt.code), 1)
 				}
 				time.Sleep(2 * time.Hour)
-				if _, err := p.Refresh(t.Context(), s.it, g); !needsLogin(err) {
+				if _, err := p.Refresh(t.Context(), s.it, g); !refusedAs(err, tt.client) {
 					t.Fatalf("refused: %v", err)
 				}
 				calls := s.Calls(oauthtest.Token)
 				for _, again := range []*process{p, s.process()} {
 					for _, wait := range []time.Duration{time.Second, 30 * 24 * time.Hour} {
 						time.Sleep(wait)
-						if _, err := again.Refresh(t.Context(), s.it, g); !needsLogin(err) {
+						if _, err := again.Refresh(t.Context(), s.it, g); !refusedAs(err, tt.client) {
 							t.Errorf("%v later: %v", wait, err)
 						}
 					}
 				}
-				if h := p.History(t.Context(), s.it, p.read(t, s.it)); !h.Refused || h.Outcome != journal.Refused {
+				if h := p.History(t.Context(), s.it, p.read(t, s.it)); h.Refused != !tt.client || h.Outcome != journal.Refused || h.Detail == "" {
 					t.Errorf("history: %+v", h)
 				}
 				if n := s.Calls(oauthtest.Token); n != calls {

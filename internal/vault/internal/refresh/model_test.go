@@ -40,6 +40,9 @@ type mortal struct {
 
 var errDead = errors.New("the process is dead")
 
+// cooldown is the least time between two attempts.
+const cooldown = 30 * time.Second
+
 // Points at which a process can die, beside those of the coordinator.
 const (
 	inTheCall      = "the answer is there and was not read"
@@ -134,7 +137,10 @@ type model struct {
 
 	last      time.Time // attempt
 	lastKnown bool      // it is in the journal
-	next      time.Time // nobody is limited longer than that
+	next      time.Time // nobody is limited longer than that; after a new login, as a rule, nobody is
+	wanted    time.Time // by the provider: no attempt before
+
+	seen *grant.Grant // what callers say that they have seen, sometimes later
 
 	bad    error // what did not hold, the first
 	proven int   // times that the login was shown to work in the end
@@ -274,14 +280,6 @@ func (m *model) stored(g *grant.Grant) {
 	m.delivered[g.RefreshToken.Reveal()] = true
 }
 
-// noHistory is after a logout and after a new login: nothing is known of attempts.
-func (m *model) noHistory() {
-	m.lastKnown = false
-	if !m.noJournal() { // or else what it has of them may come back with it
-		m.next = time.Time{}
-	}
-}
-
 // stepped is called at every step of every refresh.
 func (m *model) stepped(step string) {
 	m.steppedTo(step)
@@ -298,10 +296,10 @@ func (m *model) steppedTo(step string) {
 		m.attempts++
 		now := time.Now()
 		// The journal has milliseconds.
-		if gap := now.Sub(m.last); m.lastKnown && !m.noJournal() && gap < refresh.Cooldown-time.Millisecond {
+		if gap := now.Sub(m.last); m.lastKnown && !m.noJournal() && (gap < cooldown-time.Millisecond || now.Before(m.wanted.Add(-time.Millisecond))) {
 			m.fail("the provider is asked again after %v", gap)
 		}
-		m.last, m.lastKnown, m.next = now, !m.noJournal(), now.Add(refresh.Cooldown)
+		m.last, m.lastKnown, m.next, m.wanted = now, !m.noJournal(), now.Add(cooldown), time.Time{}
 	case "after the write ahead":
 		uses := m.i.RefreshUses()
 		last := uses[len(uses)-1]

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
@@ -35,11 +36,13 @@ type payloadForm struct {
 // sealPayload returns what [journal.Journal.Seal] does: with an error that wraps journal.ErrNotDurable, something that this
 // process alone can open.
 func (c *Coordinator) sealPayload(ctx context.Context, it store.Item, p payload) ([]byte, error) {
-	b, err := json.Marshal(payloadForm{p.bases, p.old.Seal().Reveal(), p.answer.Body, p.answer.Sent})
-	if err != nil {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // a login full of "<" would be six times as long
+	if err := enc.Encode(payloadForm{p.bases, p.old.Seal().Reveal(), p.answer.Body, p.answer.Sent}); err != nil {
 		return nil, errors.New("an answer cannot be encoded for the journal")
 	}
-	return c.o.Journal.Seal(ctx, it, secret.New(string(b)))
+	return c.o.Journal.Seal(ctx, it, secret.New(b.String()))
 }
 
 func (c *Coordinator) openPayload(ctx context.Context, it store.Item, sealed []byte) (payload, error) {
@@ -65,7 +68,8 @@ var errNoAnswer = errors.New("what the provider had answered is not a token")
 var errStored = errors.New("the store has it")
 
 // merged is the login that the payload makes. What the provider answered may turn out to be no token: then it is the login
-// before it, if that is one that the store has refused too, or none.
+// before it with the refresh token that can be read in the answer, or if there is none, the login before it if that is one
+// that the store has refused too.
 func (c *Coordinator) merged(it store.Item, p payload) (*grant.Grant, error) {
 	described, ok := c.o.Provider(providerOf(it))
 	if !ok {
@@ -73,7 +77,12 @@ func (c *Coordinator) merged(it store.Item, p payload) (*grant.Grant, error) {
 		described = &provider.Provider{Name: providerOf(it), Fields: grant.DefaultFields}
 	}
 	answer, err := described.Parse(p.answer, p.old)
+	salvaged := described.Salvage(p.answer, p.old)
 	switch {
+	case err != nil && !salvaged.IsZero():
+		g := *p.old
+		g.RefreshToken = salvaged
+		return &g, nil
 	case err != nil && len(p.bases) > 1:
 		return p.old, nil
 	case err != nil:
@@ -88,16 +97,18 @@ type standing struct {
 	err     error         // the store's
 	pending *grant.Grant  // the answer in the journal, if it is newer than what the store has
 	useless error         // why the answer in the journal can be dropped
-	closed  error         // why it cannot be opened; neither pending nor useless then
+	closed  error         // why it cannot be opened
+	absent  bool          // the store has no such login; the answer waits, and is not served
 }
 
 // stand compares the store with what the journal has. The answer counts as long as the store still has the login that it
-// was asked for, or cannot say. A login that is gone was removed: its answer does not bring it back.
+// was asked for, or cannot say. A login that is gone is not brought back by its answer. But a logout clears the journal, so the
+// store may have gone instead, a disk that is not mounted, another keyring: the answer waits for it.
 func (c *Coordinator) stand(ctx context.Context, it store.Item, r journal.Record) standing {
 	var s standing
 	s.stored, s.err = c.o.Store.Read(ctx, it)
-	if errors.Is(s.err, store.ErrNotFound) {
-		s.useless = errors.New("the login was removed")
+	if c.isAbsent(it, s.err) {
+		s.absent = true
 		return s
 	}
 	p, openErr := c.openPayload(ctx, it, r.Sealed)
@@ -121,6 +132,32 @@ func (c *Coordinator) stand(ctx context.Context, it store.Item, r journal.Record
 	}
 	s.pending = merged
 	return s
+}
+
+// isAbsent reports whether err, of a reading of it, means that there is no such login. A damaged item is set aside by the
+// store, which then says that there is none; this process remembers.
+func (c *Coordinator) isAbsent(it store.Item, err error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if errors.Is(err, store.ErrDamaged) {
+		c.damaged[it] = struct{}{}
+	}
+	if err == nil {
+		delete(c.damaged, it)
+	}
+	_, damaged := c.damaged[it]
+	return errors.Is(err, store.ErrNotFound) && !damaged
+}
+
+// store writes a login to the store. What a client has saved into it does not make it too large to be stored.
+func (c *Coordinator) store(ctx context.Context, it store.Item, g *grant.Grant) (*grant.Grant, error) {
+	err := c.o.Store.Write(ctx, it, g.Seal())
+	if errors.Is(err, store.ErrTooLarge) && len(g.Saved) > 0 {
+		c.o.Logger.Warn("a login is too large to be stored: what clients have saved into it is dropped", "login", it.Account)
+		g = g.WithoutSaved()
+		err = c.o.Store.Write(ctx, it, g.Seal())
+	}
+	return g, err
 }
 
 // supersedes reports whether the store has what was pending, or something newer than all of bases. A provider that does not
@@ -172,14 +209,16 @@ func (c *Coordinator) settle(ctx context.Context, it store.Item, r journal.Recor
 		c.o.Logger.Info("an answer in the journal is dropped", "login", it.Account, "reason", s.useless)
 		switch {
 		case errors.Is(s.useless, errNoAnswer):
-			r.Outcome = journal.Failed
+			r.Outcome, r.Reason = journal.Failed, errNoAnswer.Error()
 		case errors.Is(s.useless, errStored):
 			answered(&r)
 		}
+	case s.absent:
+		return r, nil
 	case s.pending != nil:
-		if err := c.o.Store.Write(ctx, it, s.pending.Seal()); err != nil {
-			c.refusedByStore(it, err)
+		if _, err := c.store(ctx, it, s.pending); err != nil {
 			r = c.rescued(ctx, it, r)
+			c.refusedByStore(it, err)
 			c.keep(it, r)
 			return r, nil
 		}
@@ -203,8 +242,8 @@ func answered(r *journal.Record) {
 	if r.Phase != journal.Received {
 		return
 	}
-	r.Outcome, r.Code, r.Status, r.Revoked, r.Interrupted = journal.OK, "", 0, false, false
-	r.Refreshed = r.Attempt
+	r.Outcome, r.Reason, r.Code, r.Status, r.Revoked, r.Interrupted = journal.OK, "", "", 0, false, false
+	r.Refreshed, r.Issued = r.Attempt, r.Attempt
 }
 
 // rescued writes an answer that is in memory alone to the journal, if that can be written by now.
@@ -226,8 +265,11 @@ func (c *Coordinator) rescued(ctx context.Context, it store.Item, r journal.Reco
 
 // refusedByStore is loud: until the store takes the token, a lost journal is a lost login.
 func (c *Coordinator) refusedByStore(it store.Item, err error) {
-	c.o.Logger.Error("THE STORE REFUSED A NEW TOKEN: it is served and kept in the recovery files; storing it will be tried again",
-		"login", it.Account, "store", c.o.Store.Name(), "error", err)
+	text := "THE STORE REFUSED A NEW TOKEN: it is served, and kept in the recovery files; storing it will be tried again"
+	if c.o.Journal.Held(it) {
+		text = "THE STORE REFUSED A NEW TOKEN, AND NO RECOVERY FILE CAN BE WRITTEN: it is served, and lost when this process ends; storing it will be tried again"
+	}
+	c.o.Logger.Error(text, "login", it.Account, "store", c.o.Store.Name(), "error", err)
 }
 
 // Times of the saver.
@@ -293,11 +335,14 @@ func (c *Coordinator) saved(ctx context.Context, it store.Item) {
 	defer unlock()
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), saveLimit)
 	defer cancel()
-	r, err := c.settle(ctx, it, c.record(ctx, it))
+	r, err := c.record(ctx, it)
+	if err == nil {
+		r, err = c.settle(ctx, it, r)
+	}
 	if err != nil {
 		c.o.Logger.Warn("a new token cannot be stored yet", "login", it.Account, "error", err)
 	}
-	if r.Sealed == nil {
+	if err == nil && r.Sealed == nil {
 		c.mu.Lock()
 		delete(c.unsaved, it)
 		c.mu.Unlock()
@@ -307,7 +352,7 @@ func (c *Coordinator) saved(ctx context.Context, it store.Item) {
 // lastSave is for the end of the process, of which a token that is only in memory would not survive.
 func (c *Coordinator) lastSave() {
 	if c.saveAll(context.Background()) > 0 {
-		c.o.Logger.Error("the store still refuses new tokens as this process ends; what is in the recovery files is stored by the next one")
+		c.o.Logger.Error("the store still refuses new tokens as this process ends: the next one stores what is in the recovery files")
 	}
 }
 
@@ -322,7 +367,7 @@ func (c *Coordinator) Resume(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		switch r := c.record(ctx, it); {
+		switch r, _ := c.record(ctx, it); {
 		case r.Sealed != nil:
 			c.saved(ctx, it)
 		case r.Phase == journal.Called && !c.running(ctx, it):

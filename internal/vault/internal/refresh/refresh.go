@@ -47,6 +47,10 @@ var (
 	// ErrNoProvider: nothing is known about the provider of a stored login.
 	ErrNoProvider = errors.New("no provider of this name is configured, so nobody knows where to refresh it")
 
+	// ErrUnsafe: neither the journal nor the store can be written, and the token is still valid: to ask the provider could
+	// lose the login.
+	ErrUnsafe = errors.New("nothing can be written where the new token would be safe, so the provider was not asked")
+
 	errClosed = errors.New("the credentials were closed")
 	errPanic  = errors.New("the refresh failed by a fault of credproxy; the log says where")
 )
@@ -56,11 +60,24 @@ type LoginNeededError struct{ Reason string }
 
 func (e *LoginNeededError) Error() string { return "a new login is needed: " + e.Reason }
 
+// ClientRefusedError means that the provider does not accept this client, whatever the login: its description has to be
+// mended. Its text has no part of any answer.
+type ClientRefusedError struct{ Reason string }
+
+func (e *ClientRefusedError) Error() string { return e.Reason }
+
 // LimitedError means that the provider was asked a moment ago, and that the token has expired.
-type LimitedError struct{ After time.Duration } // until it may be asked again
+type LimitedError struct {
+	After  time.Duration // until it may be asked again
+	Reason string        // what the last attempt came to; "" if it gave a token
+}
 
 func (e *LimitedError) Error() string {
-	return fmt.Sprintf("the provider was asked a moment ago; again in %d s", (e.After+time.Second-1)/time.Second)
+	text := fmt.Sprintf("the provider was asked a moment ago; again in %d s", (e.After+time.Second-1)/time.Second)
+	if e.Reason != "" {
+		text += "; " + e.Reason
+	}
+	return text
 }
 
 // Options are what a Coordinator works with. All are needed.
@@ -91,6 +108,7 @@ type Coordinator struct {
 	flights  map[store.Item]*flight
 	attempts map[store.Item]time.Time      // of this process, with the monotonic clock; dropped after Cooldown
 	unsaved  map[store.Item]journal.Record // what the saver retries, as it was last seen; it runs while there are any
+	damaged  map[store.Item]struct{}       // items that the store has found damaged and set aside, so that they are not removed ones
 }
 
 // flight is one refresh that callers in this process share. Its goroutine sets result and err, then closes done.
@@ -113,6 +131,7 @@ func New(o Options) *Coordinator {
 		flights:  make(map[store.Item]*flight),
 		attempts: make(map[store.Item]time.Time),
 		unsaved:  make(map[store.Item]journal.Record),
+		damaged:  make(map[store.Item]struct{}),
 	}
 	c.waiting, c.stop = context.WithCancel(context.Background())
 	return c
@@ -145,8 +164,8 @@ func (c *Coordinator) startLocked(f func()) bool {
 // changed since and is valid, or within the cooldown; a new one from the provider otherwise. Callers of one login share
 // one refresh; each waits on its own ctx, and the refresh goes on without them.
 //
-// The error is store.ErrNotFound, *LoginNeededError, *LimitedError, ErrNoProvider, *provider.Error, an error of the
-// store, or ctx's.
+// The error is store.ErrNotFound, *LoginNeededError, *ClientRefusedError, *LimitedError, ErrNoProvider, ErrUnsafe,
+// journal.ErrUnreadable, *provider.Error, an error of the store, or ctx's.
 func (c *Coordinator) Refresh(ctx context.Context, it store.Item, seen *grant.Grant) (*grant.Grant, error) {
 	for {
 		f, err := c.join(it, seen)
@@ -223,7 +242,7 @@ func (c *Coordinator) fly(it store.Item, seen *grant.Grant) (result, error) {
 	case c.waiting.Err() != nil && err != nil:
 		return result{}, errClosed
 	case errors.Is(err, context.DeadlineExceeded):
-		return result{}, fmt.Errorf("waiting for the refresh of %s by another process: %w", it.Account, err)
+		return result{}, fmt.Errorf("another process has been refreshing %s for %d s: %w", it.Account, lockLimit/time.Second, err)
 	case err != nil:
 		return result{}, fmt.Errorf("taking the lock of %s: %w", it.Account, err)
 	}
@@ -237,7 +256,10 @@ func (c *Coordinator) fly(it store.Item, seen *grant.Grant) (result, error) {
 func (c *Coordinator) locked(it store.Item, seen *grant.Grant) (result, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), attemptLimit)
 	defer cancel()
-	r, err := c.settle(ctx, it, c.record(ctx, it))
+	r, err := c.record(ctx, it)
+	if err == nil {
+		r, err = c.settle(ctx, it, r)
+	}
 	if err != nil {
 		return result{}, err
 	}
@@ -265,26 +287,31 @@ func (c *Coordinator) locked(it store.Item, seen *grant.Grant) (result, error) {
 	refused := r.Outcome == journal.Refused && r.Request == request
 	wait := c.cooldown(it, r)
 	switch {
-	case wait > 0 && valid(g):
-		return result{grant: g}, nil
 	case refused:
 		return result{}, refusal(r)
+	case wait > 0 && valid(g):
+		return result{grant: g}, nil
 	case wait > 0:
-		return result{}, &LimitedError{After: wait}
+		return result{}, &LimitedError{After: wait, Reason: Explain(r)}
 	}
 	a := &attempt{c: c, it: it, provider: p, secret: clientSecret, old: g, record: r}
 	return a.run(ctx, request)
 }
 
-// record is what the journal has. A journal that cannot be read stands in nobody's way: what it had of an answer that the
-// store refuses is remembered here, so the worst that follows is that a cooldown is not known.
-func (c *Coordinator) record(ctx context.Context, it store.Item) journal.Record {
+// record is what the journal has. If it cannot be read, what this process remembers is used. If that is no answer which the
+// store refuses, the error wraps journal.ErrUnreadable: another process may have written one, and then the refresh token in
+// the store is used up.
+func (c *Coordinator) record(ctx context.Context, it store.Item) (journal.Record, error) {
 	r, err := c.o.Journal.Read(ctx, it)
-	if err != nil {
-		c.o.Logger.Error("the record of a login's refreshes cannot be read", "login", it.Account, "error", err)
-		return c.remembered(it, r)
+	if err == nil {
+		return r, nil
 	}
-	return r
+	c.o.Logger.Error("the record of a login's refreshes cannot be read", "login", it.Account, "error", err)
+	r = c.remembered(it, r)
+	if errors.Is(err, journal.ErrUnreadable) && r.Sealed == nil {
+		return r, err
+	}
+	return r, nil
 }
 
 // remembered adds to r, which is what could be read of the journal, what this process knows: its record of an answer that the
@@ -339,11 +366,24 @@ func (c *Coordinator) sinceOwn(it store.Item) time.Duration {
 	return 0
 }
 
-// Forget drops what is known of a login's refreshes, for one that was removed or replaced by a new login. The login's lock is
-// held.
+// Begin makes a record for a login that was just stored, with room for the first answer: the disk may be full by then. What
+// was known of the login before is dropped. The login's lock is held.
+func (c *Coordinator) Begin(ctx context.Context, it store.Item, g *grant.Grant) {
+	c.Forget(ctx, it)
+	if g.RefreshToken.IsZero() {
+		return
+	}
+	r := journal.Record{Issued: time.Now().Round(0)}
+	if err := c.o.Journal.Write(ctx, it, r, room(g, nil)); err != nil {
+		c.o.Logger.Warn("no place could be made for what a refresh will bring", "login", it.Account, "error", err)
+	}
+}
+
+// Forget drops what is known of a login's refreshes, for one that was removed. The login's lock is held.
 func (c *Coordinator) Forget(ctx context.Context, it store.Item) {
 	c.mu.Lock()
 	delete(c.attempts, it)
+	delete(c.damaged, it)
 	c.mu.Unlock()
 	if err := c.o.Journal.Remove(ctx, it); err != nil {
 		c.o.Logger.Warn("the record of a login's refreshes could not be removed", "login", it.Account, "error", err)
@@ -378,20 +418,33 @@ func noRefreshToken(r journal.Record) error {
 }
 
 // refusal says why the provider refused, of what the journal remembers.
-func refusal(r journal.Record) error { return &LoginNeededError{Reason: Explain(r)} }
+func refusal(r journal.Record) error {
+	if clientRefused(r) {
+		return &ClientRefusedError{Reason: Explain(r)}
+	}
+	return &LoginNeededError{Reason: Explain(r)}
+}
+
+// clientRefused reports whether the refusal was of the client and not of the login (RFC 6749 section 5.2).
+func clientRefused(r journal.Record) bool {
+	return r.Outcome == journal.Refused && !r.Revoked && (r.Code == "invalid_client" || r.Code == "unauthorized_client")
+}
 
 // Explain is a sentence about the last attempt that ended, "" if there was none or it went well. All of it may be shown.
 func Explain(r journal.Record) string {
 	var text string
 	switch {
+	case clientRefused(r):
+		text = "the provider does not accept this client: check client_id and client_secret_key in the configuration"
 	case r.Outcome == journal.Refused && r.Revoked:
 		text = "the provider says that the refresh token is no longer good"
-	case r.Outcome == journal.Refused && (r.Code == "invalid_client" || r.Code == "unauthorized_client"):
-		text = "the provider does not accept this client: check client_id and client_secret_key in the configuration"
 	case r.Outcome == journal.Refused:
 		text = "the provider refused the refresh"
 	case r.Outcome == journal.Failed:
 		text = "the last refresh failed"
+		if r.Reason != "" {
+			text += ": " + r.Reason
+		}
 	default:
 		return ""
 	}
@@ -409,4 +462,10 @@ func Explain(r journal.Record) string {
 		text += "; an earlier refresh was interrupted and may have used it up"
 	}
 	return text
+}
+
+// Wait is how long the login's provider is not to be asked again; 0: it may be.
+func (c *Coordinator) Wait(ctx context.Context, it store.Item) time.Duration {
+	r, _ := c.o.Journal.Read(ctx, it)
+	return c.cooldown(it, c.remembered(it, r))
 }

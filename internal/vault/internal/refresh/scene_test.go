@@ -206,6 +206,12 @@ func needsLogin(err error) bool {
 	return ok
 }
 
+// refusedAs reports whether the provider refused the client, or else the login.
+func refusedAs(err error, client bool) bool {
+	_, ok := errors.AsType[*refresh.ClientRefusedError](err)
+	return ok == client && ok != needsLogin(err)
+}
+
 func limited(err error) (time.Duration, bool) {
 	e, ok := errors.AsType[*refresh.LimitedError](err)
 	if !ok {

@@ -45,7 +45,7 @@ func (o overlay) Write(ctx context.Context, it store.Item, value secret.String) 
 	if err := o.Store.Write(ctx, it, value); err != nil || it.Service != store.ServiceLogins {
 		return err
 	}
-	r := o.c.record(ctx, it)
+	r, _ := o.c.record(ctx, it)
 	if r.Sealed == nil {
 		return nil
 	}

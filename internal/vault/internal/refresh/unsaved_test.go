@@ -293,7 +293,7 @@ func TestUnsavedTokenAndTheEndOfAProcess(t *testing.T) {
 		s.store.Refuse(nil, errFull)
 		s.renew(b)
 		b.Close()
-		if !s.log.says("level=ERROR", "still refuses", "stored by the next one") {
+		if !s.log.says("level=ERROR", "still refuses", "the next one stores") {
 			t.Error("the log does not say that a token is unsaved at the end")
 		}
 		c := s.process()
@@ -364,7 +364,7 @@ func TestUnsavedTokenWhenTheJournalIsLost(t *testing.T) {
 			s.wantNewest(p.read(t, s.it), nil)
 		}
 		a.Close()
-		time.Sleep(time.Minute)
+		time.Sleep(2 * time.Hour)
 		s.renew(b) // with the refresh token that is remembered
 		s.wantNewest(b.read(t, s.it), nil)
 		s.wantAsked(2)
