@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"math"
@@ -140,6 +141,44 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// Answers that are complete but not as RFC 6749 section 5.1 wants them.
+func TestUnusualAnswers(t *testing.T) {
+	const object = `{"access_token":"a","refresh_token":"r","expires_in":3600,"scope":"s"}`
+	const form = "access_token=a&refresh_token=r&expires_in=3600&scope=s"
+	for _, body := range []string{
+		"\ufeff" + object, "\ufeff\r\n " + object, object + "\r\n\r\n", object + "\x00", object + "<!-- 12 ms -->", object + object[1:], object + "\n" + object,
+		object + `{"access_token":"b"}`, object + "\xff",
+		form, form + "\n", "\ufeff" + form, form + "&", form + "&id_token=&x", "scope=s&expires_in=3600&refresh_token=%72&access_token=%61",
+		form + "&error=invalid_grant", "token_type=bearer&" + form,
+	} {
+		g, err := acme("github").Parse(Answer{Body: []byte(body), Sent: sent}, nil)
+		if err != nil || g.AccessToken.Reveal() != "a" || g.RefreshToken.Reveal() != "r" || g.Expiry != sent.Unix()+3600 || g.Scope != "s" || g.TokenType != "Bearer" {
+			t.Errorf("%q: %v", body, err)
+		}
+	}
+	g := parse(t, acme("github"), "access_token=ghu_a%2Fb%3D&scope=repo+gist&resource_url=https%3A%2F%2Fx", nil)
+	if g.AccessToken.Reveal() != "ghu_a/b=" || !g.RefreshToken.IsZero() || g.Scope != "repo gist" || field(g, "resource_url") != `"https://x"` {
+		t.Errorf("a form is not decoded: %q %q", g.Scope, field(g, "resource_url"))
+	}
+	for body, code := range map[string]string{
+		"error=bad_refresh_token&error_description=The+refresh+token+passed+is+incorrect": "bad_refresh_token",
+		"\ufeff" + `{"error":"bad_refresh_token"}` + "\n.":                                "bad_refresh_token",
+		// Neither an object nor a form, or without a sound access token.
+		`[` + object + `]`: "", `"` + form + `"`: "", `[],` + object: "", `x` + object: "", object[:len(object)-1]: "",
+		"access_token=a b": "", "access_token=a\nb": "", "access_token=a%0Ab": "", "access_token=%ff": "", "access_token=": "", "access_token": "",
+		"refresh_token=r": "", "access_token=a;b=c": "", "access_token=%zz": "", "<a href=?access_token=a&b>": "", "access_token=\xff": "", "hello": "",
+		`{"access_token":["a"]}x`: "", `{"access_token":{"a":1}}x`: "", "\ufeff[]": "", "\ufeff": "", "x=1&y=2": "",
+	} {
+		_, err := acme("github").Parse(Answer{Body: []byte(body), Sent: sent}, nil)
+		if e := asError(t, err); e.Code != code || (e.Kind == Malformed) != (code == "") {
+			t.Errorf("%q: %v", body, err)
+		}
+	}
+	if e := acme("oauth2").failure(400, []byte(`<a href="/?x&error=invalid_grant&y">`), true); e.Revoked || e.Code != "" {
+		t.Errorf("a page was read as a form: %v", e)
+	}
+}
+
 func TestFields(t *testing.T) {
 	body := `{"access_token":"a","id_token":null,"account_id":"","resource_url":"portal.qwen.ai","project_id":{"id":1},
 		"other":"x","refreshToken":"test-refresh-token-2","expiry":5,"refresh_token":"test-refresh-token-2"}`
@@ -234,17 +273,28 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// Whatever an answer is: no panic, a token that can go into a header, an expiry that is a date, a grant that can be stored.
+// Whatever an answer is: no panic, the same refresh token from Salvage as from Parse, a token that can go into a header, an expiry that is a date, a grant that can be stored.
 func FuzzParse(f *testing.F) {
 	for _, body := range []string{
 		`{"access_token":"a","refresh_token":"r","expires_in":3600,"scope":"s","token_type":"bearer"}`,
 		`{"access_token":"` + jwt(`{"exp":1e400,"https://api.openai.com/auth":{"chatgpt_account_id":"acc"}}`) + `","expires_in":"1e400"}`,
 		`{"access_token":"a","scope":["x","y"],"id_token":{"a":[1,2]},"account_id":null}`,
+		"\ufeff" + `{"a":{"refresh_token":"n"},"refresh_token":"r\u0041", "access_token":"a"}x`, `{"refresh_token":"r","access_tok`,
+		"access_token=a&refresh_token=%72&scope=s+t&expires_in=3600", "refresh_token=r&acc", `{"refresh_token":"test-refresh-token-1","b":[{}]}`,
 		`{"error":{"code":"refresh_token_reused"}}`, `{"error":"` + "\u009b" + `"}`, `{"access_token":"\u0000"}`, `[]`, ``, `{"access_token":"a.b.c","expires_in":-1}`,
 	} {
 		f.Add([]byte(body), int64(1_800_000_000))
 	}
 	f.Fuzz(func(t *testing.T, body []byte, when int64) {
+		salvaged := acme("oauth2").Salvage(Answer{Body: body}, stored())
+		if s := salvaged.Reveal(); !printable(s) || s == "test-refresh-token-1" {
+			t.Errorf("salvaged %q", s)
+		}
+		if g, err := acme("oauth2").Parse(Answer{Body: body}, nil); err == nil && bytes.Contains(body, []byte("{")) {
+			if !g.RefreshToken.IsZero() && !g.RefreshToken.Equal(stored().RefreshToken) && !salvaged.Equal(g.RefreshToken) {
+				t.Errorf("salvaged %q, parsed %q", salvaged.Reveal(), g.RefreshToken.Reveal())
+			}
+		}
 		for dialect := range dialects {
 			g, err := acme(dialect).Parse(Answer{Body: body, Sent: time.Unix(when, 0)}, stored())
 			if err != nil {
@@ -300,6 +350,10 @@ func TestCanary(t *testing.T) {
 				}
 				failures = append(failures, p.failure(status, []byte(body), true))
 				for _, err := range failures {
+					reason := asError(t, err).Reason()
+					if reason == "" || strings.Contains(reason, "/") || !strings.Contains(err.Error(), reason) {
+						t.Errorf("%s %d %s: reason %q", dialect, status, body, reason)
+					}
 					shown := strings.ToLower(texts(err))
 					for _, piece := range []string{"canary", "77", "test-"} {
 						if strings.Contains(shown, piece) {

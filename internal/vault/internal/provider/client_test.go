@@ -127,6 +127,49 @@ func TestClientAuthentication(t *testing.T) {
 			}
 		}
 	})
+	// An answer with a token was preceded by the use of the refresh token, whatever stands beside it.
+	t.Run("an error beside a token", func(t *testing.T) {
+		for _, known := range []bool{true, false} {
+			for name, fault := range map[string]oauthtest.Fault{
+				"error":             oauthtest.With("error", `"invalid_client"`),
+				"GitHub's error":    oauthtest.With("error", `"incorrect_client_credentials"`),
+				"error of a public": oauthtest.With("error", `"unauthorized_client"`),
+				"code":              oauthtest.With("code", `"invalid_request"`),
+				"nested":            oauthtest.With("error", `{"code":"invalid_client"}`),
+				"no access token": {Edit: func(a map[string]any) {
+					a["error"] = "invalid_client"
+					delete(a, "access_token")
+				}},
+			} {
+				w := start(t, false, "oauth2", confidential)
+				g := w.login(t, clientSecret)
+				if !known {
+					w.c = NewClient()
+				}
+				calls, received := w.s.Calls(oauthtest.Token), 0
+				w.s.Fault(oauthtest.Token, fault, 1)
+				next, err := w.c.Refresh(t.Context(), w.p, g, clientSecret, func(Answer) { received++ })
+				if name == "no access token" {
+					if e := asError(t, err); e.Code != "invalid_client" || e.Revoked {
+						t.Errorf("%s: %v", name, err)
+					}
+				} else if err != nil || !w.s.Valid(next.AccessToken.Reveal()) || next.RefreshToken.IsZero() {
+					t.Errorf("%s: %v", name, err)
+				}
+				if n := w.s.Calls(oauthtest.Token) - calls; n != 1 || received != 1 {
+					t.Errorf("%s: %d requests, %d answers", name, n, received)
+				}
+				if err == nil {
+					if _, err := w.refresh(next, clientSecret); err != nil {
+						t.Errorf("%s: the login is dead: %v", name, err)
+					}
+					if how(w, 1)[0] != "basic" {
+						t.Errorf("%s: the place was not remembered", name)
+					}
+				}
+			}
+		}
+	})
 	t.Run("the wrong secret", func(t *testing.T) {
 		w := start(t, false, "oauth2", confidential)
 		_, err := w.refresh(stored(), secret.New("test-wrong-secret"))

@@ -249,7 +249,7 @@ func TestMissingSecret(t *testing.T) {
 			t.Errorf("%v: does not say %s", err, part)
 		}
 	}
-	if e := asError(t, err); e.Kind != Refused || e.Revoked {
+	if e := asError(t, err); e.Kind != Refused || e.Revoked || e.Reason() != "its client secret is not stored" {
 		t.Errorf("%+v", e)
 	}
 	acme := FromConfig(&config.Provider{Name: "acme", Dialect: "gemini", TokenURL: "https://acme.example/token", ClientSecretKey: "acme-secret"})

@@ -63,16 +63,18 @@ func (c *runningContext) end(err error) {
 
 // count ends c after d. A ticker drops the ticks that nobody took, so a freeze is one tick, however long it was.
 func (c *runningContext) count(stop context.Context, d time.Duration) {
-	left := int((d + tick - 1) / tick)
-	step := d / time.Duration(left)
-	atLeast := min(left, int(spare/tick)) // after a freeze
-	extra := left                         // ticks that freezes can add
-	ticker := time.NewTicker(step)
+	r := newRemaining(d)
+	ticker := time.NewTicker(r.step)
 	defer ticker.Stop()
-	last := time.Now()
-	for left > 0 {
+	for last := time.Now(); ; {
 		select {
 		case <-ticker.C:
+			now := time.Now()
+			if r.pass(now.Sub(last)); r.ticks == 0 {
+				c.end(context.DeadlineExceeded)
+				return
+			}
+			last = now
 		case <-c.Context.Done():
 			c.end(c.Context.Err())
 			return
@@ -80,12 +82,28 @@ func (c *runningContext) count(stop context.Context, d time.Duration) {
 			c.end(context.Canceled)
 			return
 		}
-		left--
-		now := time.Now()
-		if more := min(atLeast-left, extra); more > 0 && now.Sub(last) > step+tick {
-			left, extra = left+more, extra-more
-		}
-		last = now
 	}
-	c.end(context.DeadlineExceeded)
+}
+
+// remaining is what is left of a limit.
+type remaining struct {
+	step  time.Duration // of one tick
+	ticks int
+	spare int // the least that there is after a freeze, in ticks
+	extra int // ticks that freezes can still add
+}
+
+// newRemaining divides a limit, which is more than 0.
+func newRemaining(d time.Duration) *remaining {
+	n := int((d + tick - 1) / tick)
+	return &remaining{step: d / time.Duration(n), ticks: n, spare: min(n, int(spare/tick)), extra: n}
+}
+
+// pass counts a tick that came so long after the one before.
+func (r *remaining) pass(after time.Duration) {
+	r.ticks--
+	if more := min(r.spare-r.ticks, r.extra); more > 0 && after > r.step+tick {
+		r.ticks += more
+		r.extra -= more
+	}
 }
