@@ -90,7 +90,7 @@ func (v *Vault) renew(ctx context.Context, it store.Item, expiry time.Time) rene
 	_, isClient := errors.AsType[*refresh.ClientRefusedError](err)
 	switch {
 	case isLimited:
-		return renew.Outcome{Expiry: expiry, After: limited.After}
+		return renew.Outcome{Err: err, After: limited.After}
 	case isNeeded, isClient, errors.Is(err, store.ErrNotFound):
 		v.log.Warn("a token cannot be renewed", "login", it.Account, "error", err)
 		return renew.Outcome{Stop: true}

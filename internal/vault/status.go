@@ -136,5 +136,9 @@ func renewsAt(g *grant.Grant, h refresh.History) time.Time {
 	if from.IsZero() || !from.Before(expiry) {
 		from = time.Now()
 	}
-	return renew.Due(from, expiry, 0)
+	due := renew.Due(from, expiry, 0)
+	if free := h.Refreshed.Add(refresh.Cooldown); due.Before(free) {
+		return free
+	}
+	return due
 }
