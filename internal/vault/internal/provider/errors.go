@@ -18,7 +18,7 @@ const (
 	Refused Kind = iota + 1
 	// Transient: the network, the provider's own trouble or its rate limit; a later attempt may succeed.
 	Transient
-	// Malformed: the provider answered something that is no token response.
+	// Malformed: the provider answered something that is no token response, or broke off behind a new refresh token.
 	Malformed
 	// Unclear: the provider said no for a reason that is not known here, so it may change its mind.
 	Unclear

@@ -2,7 +2,12 @@
 // request looks like, how a token request and its answer are encoded, and what its errors mean for a login.
 // [FromConfig] makes a [Provider] of a described one and [Builtin] knows those that need no description;
 // [Provider.AuthorizationURL], [Client.Exchange], [Client.Refresh] and [Client.Revoke] are the requests, and
-// [Provider.Parse] reads an answer that was kept from an earlier refresh.
+// [Provider.Parse] reads an answer that was kept from an earlier refresh, [Provider.Salvage] the new refresh token from
+// one that cannot be parsed. [WithRunningTimeout] makes the limits of a request, and of what surrounds it.
+//
+// An answer to a refresh may hold the only copy of a rotated refresh token. So much is taken that is not quite as it
+// should be, an answer that brought a token is never asked for again, and limits do not count the time that the process
+// was frozen.
 //
 // An answer's body never becomes part of an error: errors are made of this package's own words, the status code and the
 // OAuth error code (RFC 6749 section 5.2) if it can be nothing but a code.

@@ -123,7 +123,12 @@ func TestFrozenProcess(t *testing.T) {
 	}
 	const body = `{"access_token":"test-access-token-2","refresh_token":"test-refresh-token-2"}`
 	answer := "HTTP/1.1 200 OK\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + body
-	for name, before := range map[string]int{"before the answer": 0, "in its header": 20, "in its body": len(answer) - 30} {
+	for name, c := range map[string]struct{ before, frozen int }{ // bytes of the answer; the rest comes after waking
+		"before the answer": {0, len(answer)},
+		"in its header":     {20, len(answer) - 20},
+		"in its body":       {len(answer) - 30, 30},
+		"slow afterwards":   {0, 0}, // as a paused machine's peer that sends again
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -151,7 +156,7 @@ func TestFrozenProcess(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, _ = io.Copy(io.Discard, r.Body)
-			_, _ = io.WriteString(conn, answer[:before])
+			_, _ = io.WriteString(conn, answer[:c.before])
 			signal := func(s syscall.Signal) {
 				if err := command.Process.Signal(s); err != nil {
 					t.Fatal(err)
@@ -162,9 +167,11 @@ func TestFrozenProcess(t *testing.T) {
 			if _, err := syscall.Wait4(command.Process.Pid, &state, syscall.WUNTRACED, nil); err != nil || !state.Stopped() {
 				t.Fatalf("it did not stop: %v, %v", state, err)
 			}
-			_, _ = io.WriteString(conn, answer[before:])
+			_, _ = io.WriteString(conn, answer[c.before:c.before+c.frozen])
 			<-time.After(3 * time.Second) // the freeze itself, not something to wait for
 			signal(syscall.SIGCONT)
+			<-time.After(300 * time.Millisecond) // of running time that it has at least
+			_, _ = io.WriteString(conn, answer[c.before+c.frozen:])
 			if err := ended(); err != nil {
 				t.Errorf("%v\n%s", err, &out)
 			}
