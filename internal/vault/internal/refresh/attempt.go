@@ -165,8 +165,7 @@ func (a *attempt) failed(ctx context.Context, err error, pending []byte) (result
 	}
 	r := &a.record
 	r.Phase = journal.Idle // not Received: this attempt has brought no token
-	salvageable := a.answered && failure.Kind == provider.Malformed
-	if !salvageable {
+	if !a.answered {
 		r.Sealed = pending
 	}
 	r.Reason, r.Code, r.Status, r.Revoked = failure.Reason(), failure.Code, failure.Status, failure.Revoked
@@ -178,8 +177,9 @@ func (a *attempt) failed(ctx context.Context, err error, pending []byte) (result
 		r.Next = time.Now().Round(0).Add(failure.RetryAfter)
 	}
 	a.writeOrLog(ctx)
-	if salvageable {
-		// The answer was no token, but it may have a refresh token, and then the stored one is used up.
+	if a.answered {
+		// The answer was no token, but it may have a refresh token, and then the stored one is used up. If it has none, what
+		// was pending before is settled: the answer was sealed with it.
 		if _, settleErr := a.c.settle(ctx, a.it, *r); settleErr != nil {
 			err = errors.Join(err, settleErr)
 		}
