@@ -23,3 +23,9 @@ func (v *Vault) CheckRecovery(ctx context.Context) (degraded, err error) {
 	}
 	return nil, fmt.Errorf("%w: %w", ErrNoRecovery, reasons)
 }
+
+// RecoveryDir is the directory whose recovery file has what is known of a login's refreshes, and with it a token that the
+// store has not taken; "" if there is none.
+func (v *Vault) RecoveryDir(providerName, bucket string) string {
+	return v.journal.Dir(loginItem(providerName, bucket))
+}

@@ -115,8 +115,9 @@ func (v *Vault) storeGrant(ctx context.Context, providerName, bucket string, g *
 
 // LogoutResult says what a logout did.
 type LogoutResult struct {
-	Revoked   bool  // the provider confirmed
-	RevokeErr error // why it did not; nil when nobody asked it
+	Revoked    bool  // the provider confirmed
+	AccessOnly bool  // what it was asked to revoke was the access token: there was no refresh token any more
+	RevokeErr  error // why it did not; nil when nobody asked it
 }
 
 // Logout removes a stored login; with revoke it asks the provider first to revoke it (RFC 7009), the refresh token if
@@ -130,7 +131,7 @@ func (v *Vault) Logout(ctx context.Context, providerName, bucket string, revoke 
 			return hostError(fmt.Errorf("login %s/%s: %w", providerName, bucket, err))
 		}
 		if revoke {
-			r.RevokeErr = v.revoke(ctx, providerName, sealed)
+			r.AccessOnly, r.RevokeErr = v.revoke(ctx, providerName, sealed)
 			r.Revoked = r.RevokeErr == nil
 		}
 		return v.forget(ctx, it)
@@ -138,21 +139,21 @@ func (v *Vault) Logout(ctx context.Context, providerName, bucket string, revoke 
 	return r, err
 }
 
-func (v *Vault) revoke(ctx context.Context, providerName string, sealed secret.String) error {
+func (v *Vault) revoke(ctx context.Context, providerName string, sealed secret.String) (accessOnly bool, err error) {
 	p, ok := v.provider(providerName)
 	if !ok {
-		return errors.New("no provider of this name is configured, so nobody knows where to revoke it")
+		return false, errors.New("no provider of this name is configured, so nobody knows where to revoke it")
 	}
 	g, err := grant.Parse(sealed)
 	if err != nil {
-		return err
+		return false, err
 	}
 	clientSecret, err := v.clientSecret(ctx, p)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if !g.RefreshToken.IsZero() {
-		return v.client.Revoke(ctx, p, g.RefreshToken, "refresh_token", clientSecret)
+		return false, v.client.Revoke(ctx, p, g.RefreshToken, "refresh_token", clientSecret)
 	}
-	return v.client.Revoke(ctx, p, g.AccessToken, "access_token", clientSecret)
+	return true, v.client.Revoke(ctx, p, g.AccessToken, "access_token", clientSecret)
 }

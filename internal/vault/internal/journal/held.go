@@ -22,6 +22,15 @@ func (j *Journal) Held(it store.Item) bool {
 	return s.sum == inMemory
 }
 
+// Dir is the directory that has the login's newest record, "" if none has.
+func (j *Journal) Dir(it store.Item) string {
+	s, _ := j.newest(it)
+	if s.seq == 0 || s.sum == inMemory {
+		return ""
+	}
+	return j.dirs[s.dir]
+}
+
 // newest is what Read says, of disk and memory.
 func (j *Journal) newest(it store.Item) (state, error) {
 	// Memory first: what is held now and written to disk before we look there is found in the one or the other.

@@ -96,13 +96,14 @@ func (s *Store) Check(ctx context.Context) error {
 		return fmt.Errorf("file store: %w", cause(err))
 	}
 	defer func() { _ = root.Close() }()
-	err = atomicfile.WriteFile(root, checkFile, make([]byte, checkSize))
-	if err == nil {
+	if err = atomicfile.WriteFile(root, checkFile, make([]byte, checkSize)); err != nil {
+		err = errors.Unwrap(err) // the system's; the file's name helps nobody
+	} else {
 		err = cause(root.Remove(checkFile))
 	}
 	unlock() // the key may be asked for now
 	if err != nil {
-		return fmt.Errorf("file store: %w", err)
+		return fmt.Errorf("file store: writing to %s: %w", s.dir, err)
 	}
 	if _, err := s.key.existing(ctx, root); err != nil && !errors.Is(err, errNoKeyYet) {
 		return fmt.Errorf("file store: %w", err)
