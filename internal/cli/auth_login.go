@@ -76,13 +76,13 @@ func (a *app) login(ctx context.Context, l login, flow string, open bool) error 
 				fmt.Fprintf(a.stderr, "no browser was opened (%s): open the page yourself\n", oneLine(err.Error()))
 			}
 		}
-		stop = a.waiting(wait{what: "the login in the browser", limit: loginTimeout, cancels: true})
+		stop = a.waiting(wait{what: "the login in the browser", limit: loginTimeout, ctrlC: cancels})
 	}
 	err = h.Login(ctx, l.provider, l.bucket, vault.LoginOptions{Flow: flow, Show: show})
 	stop()
 	switch {
 	case err == nil:
-		fmt.Fprintf(a.stderr, "%s logged in: stored in the %s store as %s\n", a.paint(a.stderr).green("done:"), h.StoreName(), l.full())
+		fmt.Fprintf(a.stderr, "%s stored in the %s store as %s\n", a.paint(a.stderr).green("logged in:"), h.StoreName(), l.full())
 		return nil
 	case errors.Is(err, wire.ErrProviderNotFound):
 		return unknownProvider(err, l.provider, h.config)

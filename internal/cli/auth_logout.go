@@ -51,7 +51,7 @@ func (a *app) logout(ctx context.Context, l login, revoke bool) error {
 		return err
 	}
 	defer h.Close()
-	stop := a.waiting(wait{what: "a refresh that is running, or the provider", limit: logoutLimit, soon: true, cancels: true})
+	stop := a.waiting(wait{what: "a refresh that is running, or the provider", limit: logoutLimit, soon: true, ctrlC: cancels})
 	r, err := h.Logout(ctx, l.provider, l.bucket, revoke)
 	stop()
 	if errors.Is(err, wire.ErrNotFound) {
@@ -67,9 +67,12 @@ func (a *app) logout(ctx context.Context, l login, revoke bool) error {
 			hint:   "end the login on the provider's own page if copies of its tokens must stop working",
 		}
 	}
-	if r.Revoked {
+	switch {
+	case r.Revoked && r.AccessOnly:
+		fmt.Fprintf(a.stderr, "removed the login %s and revoked the access token at the provider; there was no refresh token any more\n", l.full())
+	case r.Revoked:
 		fmt.Fprintf(a.stderr, "removed the login %s and revoked it at the provider\n", l.full())
-	} else {
+	default:
 		fmt.Fprintf(a.stderr, "removed the login %s\n", l.full())
 	}
 	return nil

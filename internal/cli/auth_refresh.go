@@ -46,16 +46,15 @@ func (a *app) refresh(ctx context.Context, l login) (err error) {
 			err = errLost(closeErr)
 		}
 	}()
-	began := time.Now()
 	// That the old token cannot be read, or not from here, is no reason not to ask for a new one.
 	old, _ := source.Token(ctx, l.provider, l.bucket)
 	before := loginStatus(ctx, source, l)
-	t, err := a.newToken(ctx, source, l, old != nil && !expired(old, began))
+	t, err := a.newToken(ctx, source, l)
 	if err != nil {
 		return err
 	}
 	after := loginStatus(ctx, source, l)
-	unsaved = a.warnUnsaved(after, l)
+	unsaved = a.warnUnsaved(source, after, l)
 	if renewed(old, t, before, after) {
 		fmt.Fprintf(a.stderr, "refreshed %s%s\n", l.full(), expires(": the new token expires ", t))
 	} else {

@@ -147,6 +147,13 @@ func (a *app) statusText(r statusReport, now time.Time) string {
 		}
 		return p.red(cell)
 	}))
+	gap := "\n"
+	for _, l := range r.Logins { // below the table, which a sentence would make too wide to read
+		if l.Detail != "" {
+			fmt.Fprintf(&b, "%s%s: %s\n", gap, p.bold(login{l.Provider, l.Bucket}.full()), oneLine(l.Detail))
+			gap = ""
+		}
+	}
 	return b.String()
 }
 
@@ -157,13 +164,13 @@ func statusRows(r statusReport, now time.Time) [][]string {
 		}
 		return relative(time.Unix(*seconds, 0), now)
 	}
-	rows := [][]string{{"LOGIN", "STATE", "EXPIRES", "RENEWS", "LAST REFRESH", "DETAIL"}}
+	rows := [][]string{{"LOGIN", "STATE", "EXPIRES", "RENEWS", "LAST REFRESH"}}
 	for _, l := range r.Logins {
 		renews := when(l.RenewsAt)
 		if l.RenewsAt != nil && *l.RenewsAt <= now.Unix() {
 			renews = "due"
 		}
-		rows = append(rows, []string{login{l.Provider, l.Bucket}.full(), l.State, when(l.Expiry), renews, when(l.LastRefresh), oneLine(l.Detail)})
+		rows = append(rows, []string{login{l.Provider, l.Bucket}.full(), l.State, when(l.Expiry), renews, when(l.LastRefresh)})
 	}
 	return rows
 }

@@ -33,18 +33,40 @@ func TestNearest(t *testing.T) {
 	}
 }
 
-func TestSpan(t *testing.T) {
-	for d, want := range map[time.Duration]string{
-		0: "0 seconds", time.Second: "1 second", 59 * time.Second: "59 seconds", time.Minute: "1 minute", 119 * time.Second: "1 minute",
-		time.Hour - 1: "59 minutes", 25 * time.Hour: "1 day", 72 * time.Hour: "3 days",
+func TestSpans(t *testing.T) {
+	for d, want := range map[time.Duration]struct{ nearest, longest string }{
+		0:                              {"0 seconds", "0 seconds"},
+		time.Second:                    {"1 second", "1 second"},
+		1400 * time.Millisecond:        {"1 second", "2 seconds"},
+		time.Minute:                    {"60 seconds", "60 seconds"},
+		100 * time.Second:              {"100 seconds", "100 seconds"},
+		119*time.Second + 1:            {"119 seconds", "2 minutes"},
+		2 * time.Minute:                {"2 minutes", "2 minutes"},
+		2*time.Minute + 1:              {"2 minutes", "3 minutes"},
+		5*time.Minute - 1:              {"5 minutes", "5 minutes"},
+		time.Hour - 1:                  {"60 minutes", "60 minutes"},
+		90 * time.Minute:               {"90 minutes", "90 minutes"},
+		2*time.Hour + 29*time.Minute:   {"2 hours", "3 hours"},
+		2*time.Hour + 31*time.Minute:   {"3 hours", "3 hours"},
+		25 * time.Hour:                 {"25 hours", "25 hours"},
+		72 * time.Hour:                 {"3 days", "3 days"},
+		400*24*time.Hour + time.Second: {"400 days", "401 days"},
 	} {
-		if got := span(d); got != want {
-			t.Errorf("span(%v) = %q, want %q", d, got, want)
+		if nearest, longest := span(d), atMost(d); nearest != want.nearest || longest != want.longest {
+			t.Errorf("%v: %q and at most %q, want %q", d, nearest, longest, want)
 		}
 	}
+}
+
+func TestRelative(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
-	if got := relative(now.Add(-time.Hour), now) + ", " + relative(now.Add(time.Hour), now); got != "1 hour ago, in 1 hour" {
-		t.Error(got)
+	for d, want := range map[time.Duration]string{
+		0: "now", 400 * time.Millisecond: "now", time.Second: "in 1 second", 5*time.Minute - time.Millisecond: "in 5 minutes",
+		-400 * time.Millisecond: "just now", -time.Second: "1 second ago", -time.Hour: "60 minutes ago",
+	} {
+		if got := relative(now.Add(d), now); got != want {
+			t.Errorf("%v: %q, want %q", d, got, want)
+		}
 	}
 }
 

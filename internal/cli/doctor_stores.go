@@ -1,10 +1,13 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/credproxy/credproxy/internal/config"
@@ -22,10 +25,10 @@ func (a *app) checkStores(ctx context.Context, c *config.Config, dirs config.Dir
 	var more []check
 	used, err := a.checkStore(ctx, c, dirs, func(v *vault.Vault, err error) {
 		more = append(more, checkRecovery(ctx, v, dirs))
-		more = append(more, checkLogins(ctx, v, err)...)
+		more = append(more, checkLogins(ctx, v, c.Path, err)...)
 	})
 	if err != nil {
-		return append([]check{fail("store", hintOfStore(used, c), err)}, more...)
+		return append([]check{fail("store", hintOfStore(used, c, err), err)}, more...)
 	}
 	checks := append([]check{ok("store", "store: %s%s", used, wanted(c))}, more...)
 	for _, name := range []string{"keyring", "file"} {
@@ -39,7 +42,7 @@ func (a *app) checkStores(ctx context.Context, c *config.Config, dirs config.Dir
 		case err != nil && c.Store != "auto":
 			checks = append(checks, ok("store "+name, "not in use; %v", err))
 		case err != nil:
-			checks = append(checks, warn("store "+name, hintOfStore(name, c), "not in use; %v", err))
+			checks = append(checks, warn("store "+name, hintOfStore(name, c, err), "not in use; %v", err))
 		default:
 			checks = append(checks, ok("store "+name, "not in use, but could be"))
 		}
@@ -62,8 +65,9 @@ func checkRecovery(ctx context.Context, v *vault.Vault, dirs config.Dirs) check 
 	return ok(name, "%s", places[0])
 }
 
-// checkLogins has a line for each login that somebody has to do something about. storeErr is why the store cannot be used.
-func checkLogins(ctx context.Context, v *vault.Vault, storeErr error) []check {
+// checkLogins has a line for each login that somebody has to do something about, or may want to. storeErr is why the store
+// cannot be used, configPath where providers are described.
+func checkLogins(ctx context.Context, v *vault.Vault, configPath string, storeErr error) []check {
 	const name = "logins"
 	if errors.Is(storeErr, errNotAsked) {
 		return []check{ok(name, "not looked at: %v", storeErr)}
@@ -74,12 +78,8 @@ func checkLogins(ctx context.Context, v *vault.Vault, storeErr error) []check {
 		checks = append(checks, fail(name, "", err))
 	}
 	for _, s := range list {
-		l := login{s.Provider, s.Bucket}
-		switch {
-		case s.State == vault.StateUnsaved:
-			checks = append(checks, warn("login "+l.full(), "mend the store: then every command, and every proxy that runs, stores it by itself", "%s", s.Detail))
-		case s.State == vault.StateLoginNeeded && storeErr == nil:
-			checks = append(checks, warn("login "+l.full(), loginCommand(l), "%s", s.Detail))
+		if c, ok := checkLogin(s, configPath, storeErr); ok {
+			checks = append(checks, c)
 		}
 	}
 	if err != nil || len(checks) > 0 {
@@ -89,6 +89,29 @@ func checkLogins(ctx context.Context, v *vault.Vault, storeErr error) []check {
 		return []check{ok(name, "none are stored")}
 	}
 	return []check{ok(name, "%s; nothing has to be done", count(len(list), "login"))}
+}
+
+// checkLogin returns the line of a login if it has one.
+func checkLogin(s vault.LoginStatus, configPath string, storeErr error) (check, bool) {
+	l := login{s.Provider, s.Bucket}
+	problem := func(hint, detail string) (check, bool) { return warn("login "+l.full(), hint, "%s", detail), true }
+	switch {
+	case s.State == vault.StateUnsaved && strings.Contains(s.Detail, "too large"):
+		return problem("", s.Detail)
+	case s.State == vault.StateUnsaved:
+		return problem("mend the store: then every command, and every proxy that runs, stores it by itself", s.Detail)
+	case s.State == vault.StateLoginNeeded && storeErr == nil:
+		return problem(loginCommand(l), s.Detail)
+	case s.State == vault.StateLoginNeeded:
+		return check{}, false // what is wrong with the store has its own line
+	case strings.HasPrefix(s.Detail, saysClient):
+		return problem(clientHintIn("[providers."+l.provider+"]", configPath), s.Detail)
+	case strings.HasPrefix(s.Detail, saysUnread):
+		return problem(recoveryHint, s.Detail)
+	case s.LastOutcome == "failed":
+		return problem("try it again: credproxy auth refresh "+l.name(), cmp.Or(s.Detail, "the last refresh failed"))
+	}
+	return check{}, false
 }
 
 func wanted(c *config.Config) string {
@@ -121,8 +144,13 @@ func (a *app) checkStore(ctx context.Context, c *config.Config, dirs config.Dirs
 	return v.StoreName(), nil
 }
 
-func hintOfStore(name string, c *config.Config) string {
+// hintOfStore says what to do about a store that answers err.
+func hintOfStore(name string, c *config.Config, err error) string {
 	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "make room on its disk; new tokens that wait for it are stored by themselves then"
+	case errors.Is(err, syscall.EROFS):
+		return "mount it writable; new tokens that wait for it are stored by themselves then"
 	case name == "keyring" && c.Store == "keyring":
 		return "start or unlock the keyring of your session (GNOME Keyring, KWallet, KeePassXC), or set store = \"file\""
 	case name == "keyring":

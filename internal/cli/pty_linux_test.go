@@ -16,7 +16,7 @@ import (
 
 // typing runs a command on a terminal of its own and types an answer whenever a prompt shows; what the terminal showed
 // is in the file "screen" then: typing STATUS PROMPT=ANSWER… -- COMMAND…
-// The answer "(provider open)" is not typed: it has the provider answer.
+// The answer "(provider open)" is not typed: it has the provider answer. "(Ctrl-C)" is that key.
 func typing(ts *testscript.TestScript, neg bool, args []string) {
 	at := 0
 	for at < len(args) && args[at] != "--" {
@@ -47,6 +47,9 @@ func typing(ts *testscript.TestScript, neg bool, args []string) {
 				answered := true
 				if answer == "(provider open)" {
 					providerCmd(ts, false, []string{"open"})
+				} else if answer == "(Ctrl-C)" {
+					_, err := master.WriteString("\x03")
+					ts.Check(err)
 				} else if answered = quiet(master); answered {
 					_, err := master.WriteString(answer + "\n")
 					ts.Check(err)

@@ -23,22 +23,25 @@ const (
 // waitForAnswer is why a command does not end at once.
 const waitForAnswer = "a provider's answer (or a login could be lost)"
 
-// newToken has source refresh a login; valid says that its token is good still. The error is fit for people, with its exit
-// status and hint.
+// newToken has source refresh a login. The error is fit for people, with its exit status and hint.
 //
 // On the host it is this process that asks the provider, so from here on a signal ends the command, but not before the
 // provider's answer is stored, and a second signal nothing more: the answer may be the only copy of the new refresh token.
-func (a *app) newToken(ctx context.Context, source tokens, l login, valid bool) (*wire.Token, error) {
+func (a *app) newToken(ctx context.Context, source tokens, l login) (*wire.Token, error) {
 	if h, ok := source.(*host); ok {
 		a.signals.held.Store(true)
-		if err := safe(ctx, h, valid); err != nil {
+		if err := safe(ctx, h); err != nil && ctx.Err() == nil {
 			return nil, err
 		}
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	defer a.waiting(wait{what: "a new token from " + shown(l.provider, "PROVIDER"), limit: refreshLimit, soon: true, cancels: true})()
+	ctrlC := cancels
+	if _, ours := source.(*host); ours {
+		ctrlC = endsLater
+	}
+	defer a.waiting(wait{what: "a new token from " + shown(l.provider, "PROVIDER"), limit: refreshLimit, soon: true, ctrlC: ctrlC})()
 	t, err := source.RefreshToken(ctx, l.provider, l.bucket)
 	switch {
 	case errors.Is(err, wire.ErrNotFound), err == nil && t == nil:
@@ -49,17 +52,24 @@ func (a *app) newToken(ctx context.Context, source tokens, l login, valid bool) 
 	return t, nil
 }
 
-// safe is an error when a new token would be safe nowhere: then a good one is better left alone, and without the store as
-// well the new login would end with this process.
-func safe(ctx context.Context, h *host, valid bool) error {
-	_, err := h.CheckRecovery(ctx)
-	if err == nil || !valid && h.Check(ctx) == nil {
+// safe is an error when a new token would be safe nowhere: neither a recovery file nor the store takes it, and this process
+// ends. Of everything else the vault decides.
+func safe(ctx context.Context, h *host) error {
+	_, nowhere := h.CheckRecovery(ctx)
+	if nowhere == nil || h.Check(ctx) == nil {
 		return nil
 	}
-	return &failure{err: fmt.Errorf("the provider was not asked: its answer could be lost: %w", err), hint: recoveryHint}
+	return &failure{err: fmt.Errorf("the provider was not asked: its answer could be lost: %w", nowhere), hint: recoveryHint}
 }
 
 const recoveryHint = "make room, or make the directory one of your own that can be written; credproxy doctor checks it"
+
+// How errors begin that cross the socket and have no code of their own; the details of a login's status begin so too.
+const (
+	saysClient = "the provider does not accept this client"
+	saysUnsafe = "nothing can be written where"
+	saysUnread = "the recovery files"
+)
 
 // notRefreshed says why there is no new token, in the words of whoever knows best.
 func notRefreshed(err error, source tokens, l login) error {
@@ -72,7 +82,7 @@ func notRefreshed(err error, source tokens, l login) error {
 		reason := strings.TrimPrefix(crossing.Message, wire.LoginNeededPrefix)
 		return &failure{err: errors.New("a new login is needed: " + reason), status: exitLoginNeeded, hint: loginCommand(l)}
 	case crossing.Code == wire.CodeRateLimited && crossing.RetryAfter > 0:
-		again := span(time.Duration(crossing.RetryAfter) * time.Second)
+		again := atMost(time.Duration(crossing.RetryAfter) * time.Second)
 		return &failure{err: errors.New(crossing.Message), status: exitRateLimited, hint: "try again in " + again}
 	case crossing.Code == wire.CodeProviderNotFound:
 		f := &failure{err: errors.New(crossing.Message), status: exitNotFound, hint: "describe it on the host, in [providers." + shown(l.provider, "NAME") + "] of the configuration"}
@@ -80,10 +90,39 @@ func notRefreshed(err error, source tokens, l login) error {
 			f.hint = "describe it in [providers." + shown(l.provider, "NAME") + "] of " + h.config.Path
 		}
 		return f
+	case strings.HasPrefix(crossing.Message, saysClient):
+		return &failure{err: errors.New(crossing.Message), status: exitFailed, hint: clientHint(source, l)}
+	case strings.HasPrefix(crossing.Message, saysUnsafe):
+		return &failure{err: errors.New(crossing.Message), status: exitFailed, hint: "on the host: " + recoveryHint}
+	case strings.HasPrefix(crossing.Message, saysUnread):
+		return &failure{err: err, status: exitFailed, hint: unreadHint}
 	case wasAsked:
-		return &failure{err: asked, status: exitFailed, hint: "the provider may be asked again half a minute after it was asked last; credproxy auth status shows how the login stands"}
+		hint := "try again later"
+		if asked.RetryAfter > 0 {
+			hint = "try again in " + atMost(max(asked.RetryAfter, askedEvery))
+		}
+		return &failure{err: asked, status: exitFailed, hint: hint + "; credproxy auth status shows how the login stands"}
 	}
 	return err
+}
+
+const unreadHint = "on the host, make the directory one of your own that can be read and written; credproxy doctor there checks it"
+
+// askedEvery is the least time between two questions to a provider, from the beginning of the one to that of the next.
+const askedEvery = 30 * time.Second
+
+// clientHint says where a client that the provider does not accept is described.
+func clientHint(source tokens, l login) string {
+	section := "[providers." + shown(l.provider, "NAME") + "]"
+	h, ok := source.(*host)
+	if !ok {
+		return "on the host, mend " + section + " of the configuration: credproxy doctor there says where it is"
+	}
+	return clientHintIn(section, h.config.Path)
+}
+
+func clientHintIn(section, path string) string {
+	return "mend client_id, or the key that client_secret_key names, in " + section + " of " + path
 }
 
 // loginStatus is how the login stands, nil if that is not known.
@@ -102,8 +141,8 @@ func loginStatus(ctx context.Context, source tokens, l login) *wire.LoginStatus 
 	return s
 }
 
-// warnUnsaved is loud about a new token that the store did not take.
-func (a *app) warnUnsaved(s *wire.LoginStatus, l login) (unsaved bool) {
+// warnUnsaved is loud about a new token that the store did not take, and says where it is.
+func (a *app) warnUnsaved(source tokens, s *wire.LoginStatus, l login) (unsaved bool) {
 	if s == nil || s.State != string(vault.StateUnsaved) {
 		return false
 	}
@@ -111,8 +150,23 @@ func (a *app) warnUnsaved(s *wire.LoginStatus, l login) (unsaved bool) {
 	if inside() {
 		hint += "; run it on the host"
 	}
-	a.warn(l.full()+" has a new token: "+s.Detail, hint)
+	what := l.full() + " has a new token: " + s.Detail
+	if h, ok := source.(*host); ok {
+		what += keptIn(h.RecoveryDir(l.provider, l.bucket), h.dirs.Recovery(h.StoreName())[0])
+	}
+	a.warn(what, hint)
 	return true
+}
+
+// keptIn says where a token is that the store did not take; preferred is the directory that is meant for it.
+func keptIn(dir, preferred string) string {
+	switch dir {
+	case "":
+		return ""
+	case preferred:
+		return "; until then it is kept in " + dir
+	}
+	return "; until then it is kept in " + dir + ", which may not survive a restart of this machine"
 }
 
 // errLost is for a token that nothing but the memory of this process had.

@@ -20,7 +20,7 @@ import (
 )
 
 func TestRenewedOrNotAsked(t *testing.T) {
-	now := time.Now()
+	now := time.Unix(time.Now().Unix(), 0)
 	token := func(access string, left time.Duration) *wire.Token {
 		return &wire.Token{AccessToken: access, Expiry: now.Add(left).Unix()}
 	}
@@ -72,7 +72,11 @@ func TestNotRefreshed(t *testing.T) {
 		{wire.E(wire.CodeProviderNotFound, "no provider"), exitNotFound, "no provider", "describe it on the host, in [providers.acme]"},
 		{wire.E(wire.CodeUnauthorized, "the profile does not"), exitRefused, "the profile does not", "the profile of this sandbox decides"},
 		{wire.E(wire.CodeInternal, "the provider did not"), exitFailed, "the provider did not", ""},
-		{errors.Join(&vault.ProviderError{Provider: "acme", Status: 503}, wire.ErrInternal), exitFailed, "provider acme: ", "the provider may be asked again"},
+		{errors.Join(&vault.ProviderError{Provider: "acme", Status: 503}, wire.ErrInternal), exitFailed, "provider acme: ", "try again later; "},
+		{errors.Join(&vault.ProviderError{Provider: "acme", Status: 429, RetryAfter: 100 * time.Second}, wire.ErrInternal), exitFailed, "provider acme: ", "try again in 100 seconds; "},
+		{errors.Join(&vault.ProviderError{Provider: "acme", Status: 429, RetryAfter: time.Second}, wire.ErrInternal), exitFailed, "provider acme: ", "try again in 30 seconds; "},
+		{wire.E(wire.CodeInternal, "the provider does not accept this client: …"), exitFailed, "the provider does not accept this client: …", "on the host, mend [providers.acme]"},
+		{wire.E(wire.CodeInternal, "nothing can be written where the new token would be safe, so …"), exitFailed, "nothing can be written", "on the host: make room"},
 		{client.ErrConnectionLost, exitUnreachable, client.ErrConnectionLost.Error(), ""},
 		{context.Canceled, exitFailed, "context canceled", ""},
 	} {
@@ -97,7 +101,7 @@ func TestReportOfALogin(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	due := now.Unix()
 	text := statusRows(statusReport{Logins: []loginReport{{Provider: "acme", Bucket: "work", State: "ok", RenewsAt: &due}}}, now)
-	if got := strings.Join(text[1], "|"); got != "acme/work|ok|-|due|-|" {
+	if got := strings.Join(text[1], "|"); got != "acme/work|ok|-|due|-" {
 		t.Error(got)
 	}
 }

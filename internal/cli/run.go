@@ -101,7 +101,7 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 		return 0, err
 	}
 	defer func() {
-		defer a.waiting(wait{what: waitForAnswer, limit: drainTime + answerLimit, soon: true})()
+		defer a.waiting(wait{what: "a provider's answer before the proxy ends (or a login could be lost)", limit: drainTime + answerLimit, soon: true})()
 		if closeErr := a.stopProxy(p, log); err == nil {
 			err = closeErr
 		}

@@ -101,6 +101,7 @@ func expire(ts *testscript.TestScript, _ bool, args []string) {
 // provider says how the authorization server answers from now on:
 //
 //	provider refuse          no: the refresh token is dead
+//	provider client          no: the client is not accepted
 //	provider down SECONDS    not now, come back in so many seconds
 //	provider wait            not before `provider open`; the tokens are issued
 //	provider slow DURATION   after that, once
@@ -113,6 +114,8 @@ func providerCmd(ts *testscript.TestScript, _ bool, args []string) {
 	switch args[0] {
 	case "refuse":
 		s.server.Fault(oauthtest.Token, oauthtest.ErrorAnswer(http.StatusBadRequest, "invalid_grant"), -1)
+	case "client":
+		s.server.Fault(oauthtest.Token, oauthtest.ErrorAnswer(http.StatusUnauthorized, "invalid_client"), -1)
 	case "down":
 		f := oauthtest.RateLimited(args[1])
 		f.Status = http.StatusServiceUnavailable

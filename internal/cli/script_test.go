@@ -70,6 +70,7 @@ func scripts(dir string, setup func(*testscript.Env) error) testscript.Params {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits":     exits,
 			"readonly":  readonly,
+			"full":      full,
 			"unread":    unread,
 			"oauth":     oauth,
 			"login":     loginCmd,
@@ -213,11 +214,28 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// readonly runs a command for which the store's files are on a read-only file system, and compares its exit status:
-// readonly 0 credproxy token acme.
+// readonly runs a command for which directories are on a read-only file system, and compares its exit status:
+// readonly data,recovery 0 credproxy token acme. They are data, the store's files; recovery, those beside it; and tmp.
 func readonly(ts *testscript.TestScript, neg bool, args []string) {
-	const remount = `mount --bind "$CREDPROXY_HOME/data" "$CREDPROXY_HOME/data" && mount -o remount,bind,ro "$CREDPROXY_HOME/data" && exec "$@"`
-	exits(ts, neg, append([]string{args[0], "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", remount, "sh"}, args[1:]...))
+	prepare := "true"
+	for _, name := range strings.Split(args[0], ",") {
+		dir := map[string]string{"data": `"$CREDPROXY_HOME/data"`, "recovery": `"$CREDPROXY_HOME/state/recovery"`, "tmp": `"$TMPDIR"`}[name]
+		prepare += fmt.Sprintf(" && mount --bind %s %[1]s && mount -o remount,bind,ro %[1]s", dir)
+	}
+	mounted(ts, neg, prepare, args[1:])
+}
+
+// full runs a command for which the store's files are on a disk that is full, and compares its exit status. What it
+// changes in the store is gone afterwards.
+func full(ts *testscript.TestScript, neg bool, args []string) {
+	mounted(ts, neg, `mkdir -p "$CREDPROXY_HOME/disk" && mount -t tmpfs -o size=256k,mode=700 tmpfs "$CREDPROXY_HOME/disk" &&
+		cp -a "$CREDPROXY_HOME/data/." "$CREDPROXY_HOME/disk" && mount --bind "$CREDPROXY_HOME/disk" "$CREDPROXY_HOME/data" &&
+		! dd if=/dev/zero of="$CREDPROXY_HOME/data/ballast" bs=4k 2>/dev/null`, args)
+}
+
+// mounted runs a command in a mount namespace that a shell has prepared.
+func mounted(ts *testscript.TestScript, neg bool, prepare string, args []string) {
+	exits(ts, neg, append([]string{args[0], "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", prepare + ` && exec "$@"`, "sh"}, args[1:]...))
 }
 
 // unread runs a command whose stdout nobody reads, and compares its exit status. Its stderr is in the file "unread":

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"sync"
@@ -64,27 +65,40 @@ func table(rows [][]string, paintCell func(row, column int, cell string) string)
 	return b.String()
 }
 
-// relative says when t is, seen from now: "in 59 minutes", "3 days ago".
+// relative says when t is, seen from now: "in 59 minutes", "3 days ago", "just now".
 func relative(t, now time.Time) string {
-	d := t.Sub(now)
-	if d < 0 {
+	d := t.Sub(now).Round(time.Second)
+	switch {
+	case d > 0:
+		return "in " + span(d)
+	case d < 0:
 		return span(-d) + " ago"
+	case t.Before(now):
+		return "just now"
 	}
-	return "in " + span(d)
+	return "now"
 }
 
-// span is a duration in its largest unit, for people: rounded down, so that nothing seems to last longer than it does.
+// span is a duration for people, to the nearest of its unit.
 func span(d time.Duration) string {
-	units := []struct {
+	return inUnits(d, func(unit time.Duration) time.Duration { return unit / 2 })
+}
+
+// atMost is a duration that people have to wait, rounded up: who waits as long has waited long enough.
+func atMost(d time.Duration) string {
+	return inUnits(d, func(unit time.Duration) time.Duration { return unit - 1 })
+}
+
+// inUnits spells out a duration in whole units; what extra says is added before the rest is cut off. A unit begins at two of
+// it, for 90 minutes are neither one hour nor two.
+func inUnits(d time.Duration, extra func(unit time.Duration) time.Duration) string {
+	for _, u := range []struct {
 		length time.Duration
 		name   string
-	}{{24 * time.Hour, "day"}, {time.Hour, "hour"}, {time.Minute, "minute"}, {time.Second, "second"}}
-	for _, u := range units {
-		if n := int64(d / u.length); n > 0 || u.length == time.Second {
-			if n != 1 {
-				u.name += "s"
-			}
-			return fmt.Sprintf("%d %s", n, u.name)
+		below  int64
+	}{{time.Second, "second", 120}, {time.Minute, "minute", 120}, {time.Hour, "hour", 48}, {24 * time.Hour, "day", math.MaxInt64}} {
+		if n := int64((d + extra(u.length)) / u.length); n < u.below {
+			return count(int(n), u.name)
 		}
 	}
 	return ""
@@ -107,11 +121,19 @@ func jsonFlag(c *cobra.Command, asJSON *bool) {
 
 // wait is something that people have to wait for.
 type wait struct {
-	what    string
-	limit   time.Duration // how long it may take
-	soon    bool          // usually too short to speak of: shown only when it is not
-	cancels bool          // Ctrl-C ends it
+	what  string
+	limit time.Duration // how long it may take
+	soon  bool          // usually too short to speak of: shown only when it is not
+	ctrlC string        // what Ctrl-C does: "cancels"
 }
+
+// What Ctrl-C does to a wait.
+const (
+	cancels = "cancels"
+
+	// endsLater is of a provider that this process asks: what it answers has to be stored.
+	endsLater = "ends it once the provider has answered"
+)
 
 // Of a wait that is usually short: how long nothing is shown, on a terminal and elsewhere.
 const (
@@ -123,11 +145,11 @@ const (
 // The returned function ends it and waits for its goroutine.
 func (a *app) waiting(w wait) (stop func()) {
 	moving := isTerminal(a.stderr) && os.Getenv("TERM") != "dumb"
-	cancels := ""
-	if w.cancels {
-		cancels = "; Ctrl-C cancels"
+	ctrlC := ""
+	if w.ctrlC != "" {
+		ctrlC = "; Ctrl-C " + w.ctrlC
 	}
-	plain := func() { fmt.Fprintf(a.stderr, "waiting for %s, for up to %s%s\n", w.what, span(w.limit), cancels) }
+	plain := func() { fmt.Fprintf(a.stderr, "waiting for %s, for up to %s%s\n", w.what, atMost(w.limit), ctrlC) }
 	if !moving && !w.soon {
 		plain()
 		return func() {}
@@ -156,7 +178,7 @@ func (a *app) waiting(w wait) (stop func()) {
 		defer tick.Stop()
 		for i := 0; ; i++ {
 			left := max(0, w.limit-time.Since(begun)).Round(time.Second)
-			fmt.Fprintf(a.stderr, "\r\x1b[K%s waiting for %s, %s left%s", frames[i%len(frames)], w.what, left, cancels)
+			fmt.Fprintf(a.stderr, "\r\x1b[K%s waiting for %s, %s left%s", frames[i%len(frames)], w.what, left, ctrlC)
 			select {
 			case <-tick.C:
 			case <-quit:

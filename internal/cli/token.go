@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -102,12 +106,12 @@ func (a *app) validToken(ctx context.Context, l login) (_ *wire.Token, err error
 	if !expired(t, time.Now().Add(nearlyOver)) {
 		return t, nil
 	}
-	fresh, err := a.newToken(ctx, source, l, !expired(t, time.Now()))
+	fresh, err := a.newToken(ctx, source, l)
 	switch {
 	case ctx.Err() != nil:
 		return nil, failed(what, ctx.Err())
 	case err == nil:
-		unsaved = !inside() && a.warnUnsaved(loginStatus(ctx, source, l), l)
+		unsaved = !inside() && a.warnUnsaved(source, loginStatus(ctx, source, l), l)
 		return fresh, nil
 	case errors.Is(err, errNotStored): // removed meanwhile
 		return nil, failed(what, err)
@@ -127,24 +131,54 @@ func loginCommand(l login) string {
 
 // loginHint names the login that was probably meant, or says how to log in.
 func loginHint(ctx context.Context, source tokens, l login) string {
-	providers, err := source.Providers(ctx)
+	stored, err := source.Providers(ctx)
 	if err != nil {
 		return loginCommand(l)
 	}
-	near := nearest(l.provider, providers)
-	for _, p := range providers {
-		if p != l.provider {
-			continue
+	if slices.Contains(stored, l.provider) {
+		if buckets, err := source.Buckets(ctx, l.provider); err == nil && len(buckets) > 0 {
+			return bucketHint(l, buckets)
 		}
-		if buckets, err := source.Buckets(ctx, p); err == nil && len(buckets) > 0 {
-			if bucket := nearest(l.bucket, buckets); bucket != "" {
-				return "did you mean " + login{p, bucket}.full() + "?"
-			}
-			return "stored is " + login{p, buckets[0]}.full() + "; " + loginCommand(l)
+	}
+	near := nearest(l.provider, stored)
+	h, onHost := source.(*host)
+	if !onHost || slices.Contains(stored, l.provider) || h.config.Providers[l.provider] != nil {
+		if near != "" {
+			return "did you mean " + near + "? it is logged in; else " + loginCommand(l)
 		}
+		return loginCommand(l)
 	}
 	if near != "" {
-		return "did you mean " + near + "? it is logged in; else " + loginCommand(l)
+		return "did you mean " + near + "? it is logged in"
 	}
-	return loginCommand(l)
+	return unknownHint(l.provider, h.config)
+}
+
+// bucketHint is for a provider that has logins, in other buckets.
+func bucketHint(l login, stored []string) string {
+	first := login{l.provider, stored[0]}.full()
+	switch bucket := nearest(l.bucket, stored); {
+	case bucket != "":
+		return "did you mean " + login{l.provider, bucket}.full() + "?"
+	case len(stored) == 1:
+		return "stored is " + first + "; " + loginCommand(l)
+	}
+	return fmt.Sprintf("stored are %s and %d more: credproxy auth status lists them; %s", first, len(stored)-1, loginCommand(l))
+}
+
+// unknownHint is for a provider that nobody can log in to as things are.
+func unknownHint(name string, c *config.Config) string {
+	configured := slices.Sorted(maps.Keys(c.Providers))
+	describe := "describe it in [providers." + shown(name, "NAME") + "] of " + c.Path
+	switch near := nearest(name, configured); {
+	case slices.Contains(config.BuiltinProviders, name):
+		return "this version cannot log in to the built-in provider; describe it under a name of your own in [providers.NAME] of " + c.Path
+	case near != "":
+		return "did you mean " + near + "? it is configured: credproxy auth login " + near
+	case len(configured) == 0:
+		return "no provider is configured: " + describe
+	case len(configured) <= 3:
+		return "configured: " + strings.Join(configured, ", ") + " (credproxy providers says more); or " + describe
+	}
+	return fmt.Sprintf("%d providers are configured, and none is called so: credproxy providers lists them; or %s", len(configured), describe)
 }
