@@ -217,12 +217,13 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 // readonly runs a command for which directories are on a read-only file system, and compares its exit status:
 // readonly data,recovery 0 credproxy token acme. They are data, the store's files; recovery, those beside it; and tmp.
 func readonly(ts *testscript.TestScript, neg bool, args []string) {
-	prepare := "true"
-	for _, name := range strings.Split(args[0], ",") {
+	var prepare strings.Builder
+	prepare.WriteString("true")
+	for name := range strings.SplitSeq(args[0], ",") {
 		dir := map[string]string{"data": `"$CREDPROXY_HOME/data"`, "recovery": `"$CREDPROXY_HOME/state/recovery"`, "tmp": `"$TMPDIR"`}[name]
-		prepare += fmt.Sprintf(" && mount --bind %s %[1]s && mount -o remount,bind,ro %[1]s", dir)
+		fmt.Fprintf(&prepare, " && mount --bind %s %[1]s && mount -o remount,bind,ro %[1]s", dir)
 	}
-	mounted(ts, neg, prepare, args[1:])
+	mounted(ts, neg, prepare.String(), args[1:])
 }
 
 // full runs a command for which the store's files are on a disk that is full, and compares its exit status. What it
