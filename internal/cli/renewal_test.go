@@ -106,6 +106,25 @@ func TestReportOfALogin(t *testing.T) {
 	}
 }
 
+// A sentence does not make the table wider than a terminal.
+func TestStatusWithLongDetails(t *testing.T) {
+	t.Setenv("NO_COLOR", "1")
+	t.Setenv(socketVariable, "")
+	detail := strings.Repeat("why ", 50)
+	a := &app{stdout: os.Stdout}
+	text := a.statusText(statusReport{Store: "file", Logins: []loginReport{
+		{Provider: "acme", Bucket: "default", State: "login_needed", Detail: detail}, {Provider: "acme", Bucket: "work", State: "ok"},
+	}}, time.Now())
+	if !strings.HasSuffix(text, "\n\nacme/default: "+strings.TrimSpace(detail)+"\n") {
+		t.Errorf("%s", text)
+	}
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, "acme/default: ") && len(line) > 80 {
+			t.Errorf("a line of %d characters: %s", len(line), line)
+		}
+	}
+}
+
 // A proxy that does not know the extension tells of a login what its token tells.
 func TestStatusOfAnotherProxy(t *testing.T) {
 	past := time.Now().Add(-time.Hour).Unix()

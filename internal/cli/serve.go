@@ -34,10 +34,10 @@ func (a *app) serveCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the proxy alone, in the foreground",
-		Long: `Run the proxy until SIGINT, SIGQUIT, SIGTERM or SIGHUP, for sandboxes that something
-else starts: mount the socket at its path and set the variable inside. The first line
-on stdout comes once the socket listens, and a shell can eval it. The log goes to
-stderr.
+		Long: `Run the proxy until SIGINT, SIGQUIT, SIGTERM or SIGHUP, for sandboxes that
+something else starts: mount the socket at its path and set the variable inside.
+The first line on stdout comes once the socket listens, and a shell can eval it.
+The log goes to stderr.
 
 Requests in flight have up to 5 seconds when the proxy ends, and none after a
 second signal. A provider that is answering a refresh is waited for in any case,
