@@ -30,7 +30,7 @@ func readIn(dir, account string) (found, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return found{}, nil
-	case err != nil && isFile(dir):
+	case errors.Is(err, syscall.ENOTDIR), err != nil && isFile(dir):
 		return found{}, errNoPlace
 	case err != nil:
 		return found{}, cause(err)

@@ -467,3 +467,24 @@ func openLogged(t *testing.T, l *lines, dir string) *journal.Journal {
 	}
 	return j
 }
+
+// A file in the place of a directory has no records, and hides none; a directory that is open to others may have some.
+func TestUnreadablePlaces(t *testing.T) {
+	for name, spoil := range map[string]func(parent string) error{
+		"a file in place of the directory": func(p string) error { return os.WriteFile(filepath.Join(p, "recovery"), nil, 0o600) },
+		"a file in place of its parent":    func(p string) error { return errors.Join(os.Remove(p), os.WriteFile(p, nil, 0o600)) },
+		"a directory that is open to others": func(p string) error {
+			return errors.Join(os.Mkdir(filepath.Join(p, "recovery"), 0o700), os.Chmod(filepath.Join(p, "recovery"), 0o755))
+		},
+		"a link in the place of the directory": func(p string) error { return os.Symlink("elsewhere", filepath.Join(p, "recovery")) },
+	} {
+		parent := filepath.Join(t.TempDir(), "state")
+		if err := errors.Join(os.Mkdir(parent, 0o700), spoil(parent)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := open(t, filepath.Join(parent, "recovery")).Read(t.Context(), item)
+		if want := !strings.HasPrefix(name, "a file"); err == nil || errors.Is(err, journal.ErrUnreadable) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
