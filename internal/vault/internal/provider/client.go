@@ -3,6 +3,7 @@ package provider
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -16,9 +17,10 @@ import (
 
 // Limits of one request to a provider.
 const (
-	requestTimeout = 15 * time.Second // of running time; all of it, the attempts at client authentication together
 	connectTimeout = 10 * time.Second
-	maxBody        = 1 << 20 // bytes of an answer that are read
+	requestTimeout = 15 * time.Second // of running time, until the headers are there; the attempts at client authentication together
+	bodyTimeout    = 10 * time.Second // of running time, for the body of a success at least: its tokens are issued
+	maxBody        = 1 << 20          // bytes of an answer that are read
 )
 
 // Client sends requests to providers. One client serves all providers and is safe for concurrent use.
@@ -147,8 +149,12 @@ func (p *Provider) refused(r *reply, refreshing bool) *Error {
 }
 
 // send makes one request and reads its answer. The error is an *Error.
-func (c *Client) send(ctx context.Context, p *Provider, endpoint string, params url.Values, basic secret.String, received func(Answer)) (*reply, error) {
+func (c *Client) send(ctx, limit context.Context, p *Provider, endpoint string, params url.Values, basic secret.String, received func(Answer)) (*reply, error) {
 	payload, contentType := encode(p, params)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(limit, func() { cancel(limit.Err()) })
+	defer stop()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(payload))
 	if err != nil {
 		return nil, &Error{Kind: Malformed, Provider: p.Name, reason: "its endpoint is not a URL"}
@@ -163,9 +169,17 @@ func (c *Client) send(ctx context.Context, p *Provider, endpoint string, params 
 	sent := time.Now()
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, &Error{Kind: Transient, Provider: p.Name, reason: "it cannot be reached", err: networkError(err)}
+		return nil, &Error{Kind: Transient, Provider: p.Name, reason: "it cannot be reached", err: networkError(ended(ctx, err))}
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode/100 == 2 && stop() {
+		body, cancelBody := WithRunningTimeout(context.WithoutCancel(ctx), bodyTimeout)
+		defer cancelBody()
+		defer context.AfterFunc(body, func() {
+			<-limit.Done() // the later of the two
+			cancel(context.DeadlineExceeded)
+		})()
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	success := resp.StatusCode/100 == 2
 	if received == nil || !success {
@@ -177,7 +191,7 @@ func (c *Client) send(ctx context.Context, p *Provider, endpoint string, params 
 		body = body[:maxBody]
 		failed = &Error{Kind: Malformed, reason: "its answer is longer than 1 MiB"}
 	case err != nil:
-		failed = &Error{Kind: Transient, reason: "its answer broke off", err: networkError(err)}
+		failed = &Error{Kind: Transient, reason: "its answer broke off", err: networkError(ended(ctx, err))}
 	}
 	if failed != nil && decodeObject(body) == nil { // else only what stands behind the answer is missing
 		failed.Provider, failed.RetryAfter = p.Name, retryAfter(resp.Header)
@@ -191,6 +205,14 @@ func (c *Client) send(ctx context.Context, p *Provider, endpoint string, params 
 	}
 	received(Answer{body, sent})
 	return &reply{resp.StatusCode, resp.Header, body, sent}, nil
+}
+
+// ended is why a request ended: by a limit, where err says only that it was cancelled.
+func ended(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
+		return cause
+	}
+	return err
 }
 
 func encode(p *Provider, params url.Values) (payload, contentType string) {

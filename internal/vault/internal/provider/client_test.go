@@ -210,6 +210,30 @@ func TestTimeLimit(t *testing.T) {
 	}
 }
 
+// The limit is for the headers; the body of a success, whose tokens are issued, has time of its own behind it.
+func TestBodyHasItsOwnTime(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fault oauthtest.Fault
+		took  time.Duration // 0: it succeeds
+	}{
+		"late headers, and then the body": {fault: oauthtest.Fault{Delay: 14 * time.Second, Drip: 10 * time.Millisecond}},
+		"late headers, and no end":        {fault: oauthtest.Fault{Delay: 14 * time.Second, Drip: time.Second}, took: 24 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := start(t, true, "oauth2", oauthtest.Options{})
+				old := w.login(t, secret.String{})
+				w.s.Fault(oauthtest.Token, tt.fault, 1)
+				began := time.Now()
+				_, err := w.c.Refresh(t.Context(), w.p, old, secret.String{}, nil)
+				if took := time.Since(began); tt.took == 0 && err != nil || tt.took != 0 && (took != tt.took || !errors.Is(err, context.DeadlineExceeded)) {
+					t.Errorf("after %v: %v", took, err)
+				}
+			})
+		})
+	}
+}
+
 // The caller's context ends a request too.
 func TestContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

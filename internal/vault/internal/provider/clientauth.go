@@ -13,19 +13,19 @@ import (
 // the other place. A server authenticates the client before it looks at a code or a token, so the refused request used
 // up neither.
 func (c *Client) post(ctx context.Context, p *Provider, endpoint string, clientSecret secret.String, params url.Values, received func(Answer)) (*reply, error) {
-	ctx, cancel := WithRunningTimeout(ctx, c.limit)
+	limit, cancel := WithRunningTimeout(ctx, c.limit)
 	defer cancel()
 	params.Set("client_id", p.ClientID)
 	if clientSecret.IsZero() {
-		return c.send(ctx, p, endpoint, params, secret.String{}, received)
+		return c.send(ctx, limit, p, endpoint, params, secret.String{}, received)
 	}
 	authenticated := func(inBody bool) (*reply, error) {
 		if !inBody {
 			params.Del("client_secret")
-			return c.send(ctx, p, endpoint, params, clientSecret, received)
+			return c.send(ctx, limit, p, endpoint, params, clientSecret, received)
 		}
 		params.Set("client_secret", clientSecret.Reveal())
-		return c.send(ctx, p, endpoint, params, secret.String{}, received)
+		return c.send(ctx, limit, p, endpoint, params, secret.String{}, received)
 	}
 	who := endpoint + " " + p.ClientID
 	c.mu.Lock()
