@@ -39,7 +39,7 @@ func IsTemp(name string) bool {
 // power cut is not certain. Writing again is always right.
 func WriteFile(root *os.Root, name string, data []byte) error {
 	fail := func(step string, err error) error {
-		return fmt.Errorf("write %s: %s: %w", name, step, cause(err))
+		return fmt.Errorf("write %s: %s: %w", name, step, Cause(err))
 	}
 	if IsTemp(name) {
 		return fail("check name", errors.New("it is a name of a temporary file"))
@@ -68,7 +68,7 @@ func WriteFile(root *os.Root, name string, data []byte) error {
 func WriteFileIn(dir, name string, data []byte) (err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return fmt.Errorf("write %s: open directory %s: %w", name, dir, cause(err))
+		return fmt.Errorf("write %s: open directory %s: %w", name, dir, Cause(err))
 	}
 	defer func() { _ = root.Close() }() // only reading can be lost by that
 	return WriteFile(root, name, data)
@@ -100,13 +100,15 @@ func syncDir(root *os.Root, dir string) error {
 	return errors.Join(err, d.Close())
 }
 
-// cause drops the operation and the path that os puts around an error: the step says the one, and the other is the
-// random name of a temporary file.
-func cause(err error) error {
-	if e, ok := errors.AsType[*fs.PathError](err); ok {
+// Cause drops the operation and the path that os puts around an error: the path may be that of a temporary file, or relative
+// to some directory.
+func Cause(err error) error {
+	switch e := err.(type) {
+	case *fs.PathError:
 		return e.Err
-	}
-	if e, ok := errors.AsType[*os.LinkError](err); ok {
+	case *os.LinkError:
+		return e.Err
+	case *os.SyscallError:
 		return e.Err
 	}
 	return err
@@ -122,7 +124,7 @@ func RemoveTemps(root *os.Root, olderThan time.Duration) (removed int, err error
 		case errors.Is(err, fs.ErrNotExist):
 			return nil // another process was faster
 		case err != nil:
-			errs = append(errs, fmt.Errorf("look for temporary files in %s: %w", path, cause(err)))
+			errs = append(errs, fmt.Errorf("look for temporary files in %s: %w", path, Cause(err)))
 			return nil
 		case !entry.Type().IsRegular() || !IsTemp(path):
 			return nil
@@ -137,7 +139,7 @@ func RemoveTemps(root *os.Root, olderThan time.Duration) (removed int, err error
 		if err == nil {
 			removed++
 		} else if !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("remove temporary file %s: %w", path, cause(err)))
+			errs = append(errs, fmt.Errorf("remove temporary file %s: %w", path, Cause(err)))
 		}
 		return nil
 	})

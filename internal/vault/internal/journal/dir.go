@@ -33,7 +33,7 @@ func readIn(dir, account string) (found, error) {
 	case errors.Is(err, syscall.ENOTDIR), err != nil && isFile(dir):
 		return found{}, errNoPlace
 	case err != nil:
-		return found{}, cause(err)
+		return found{}, atomicfile.Cause(err)
 	}
 	defer func() { _ = root.Close() }()
 	return readFile(root, fileName(account), account)
@@ -62,13 +62,13 @@ func readFile(root *os.Root, name, account string) (found, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return found{}, nil
 	case err != nil:
-		return found{info: info}, cause(err)
+		return found{info: info}, atomicfile.Cause(err)
 	}
 	defer func() { _ = f.Close() }()
 	c, err := readStable(f)
 	switch {
 	case err != nil:
-		return found{info: info}, cause(err)
+		return found{info: info}, atomicfile.Cause(err)
 	case c.newer:
 		return found{content: content{seq: c.seq, sum: c.sum}, info: info}, errNewer
 	case c.seq == 0:
@@ -140,7 +140,7 @@ func (j *Journal) writeIn(i int, seq uint64, e entry, room int) error {
 	}
 	root, err := privatedir.Open(j.dirs[i], true)
 	if err != nil {
-		return cause(err)
+		return atomicfile.Cause(err)
 	}
 	defer func() { _ = root.Close() }()
 	j.sweeps[i].Do(func() { _, _ = atomicfile.RemoveTemps(root, time.Hour) }) // an hour is longer than any write takes
@@ -198,7 +198,7 @@ func settle(root *os.Root, name string, f *os.File) error {
 func (j *Journal) rebuild(root *os.Root, name, aside string, first []byte) error {
 	if aside != "" {
 		if err := root.Rename(name, aside); err != nil {
-			return cause(err)
+			return atomicfile.Cause(err)
 		}
 	}
 	err := atomicfile.WriteFile(root, name, append(first, bytes.Repeat([]byte{' '}, len(first))...))
@@ -237,15 +237,15 @@ func removeIn(dir, account string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
-		return cause(err)
+		return atomicfile.Cause(err)
 	}
 	defer func() { _ = root.Close() }()
 	if err := root.Remove(fileName(account)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
-		return cause(err)
+		return atomicfile.Cause(err)
 	}
-	return cause(privatedir.Sync(root))
+	return atomicfile.Cause(privatedir.Sync(root))
 }
 
 // accountsIn returns the accounts of the files in dir.
@@ -254,17 +254,17 @@ func accountsIn(dir string) (accounts []string, err error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
-		return nil, cause(err)
+		return nil, atomicfile.Cause(err)
 	}
 	defer func() { _ = root.Close() }()
 	d, err := root.Open(".")
 	if err != nil {
-		return nil, cause(err)
+		return nil, atomicfile.Cause(err)
 	}
 	names, err := d.Readdirnames(-1)
 	_ = d.Close()
 	if err != nil {
-		return nil, cause(err)
+		return nil, atomicfile.Cause(err)
 	}
 	var failed []error
 	for _, name := range names {
@@ -287,25 +287,12 @@ func accountOf(root *os.Root, name string) (string, error) {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDamaged) {
 		return "", nil
 	} else if err != nil {
-		return "", cause(err)
+		return "", atomicfile.Cause(err)
 	}
 	defer func() { _ = f.Close() }()
 	c, err := readStable(f)
 	if err == nil && c.newer {
 		err = errNewer
 	}
-	return c.entry.Account, cause(err)
-}
-
-// cause drops the operation and the path relative to some directory that os puts around an error.
-func cause(err error) error {
-	switch e := err.(type) {
-	case *fs.PathError:
-		return e.Err
-	case *os.LinkError:
-		return e.Err
-	case *os.SyscallError:
-		return e.Err
-	}
-	return err
+	return c.entry.Account, atomicfile.Cause(err)
 }

@@ -418,7 +418,7 @@ func (j *Journal) took(it store.Item, i int, before error) {
 func probe(dir string) error {
 	root, err := privatedir.Open(dir, true)
 	if err != nil {
-		return cause(err)
+		return atomicfile.Cause(err)
 	}
 	defer func() { _ = root.Close() }()
 	const name = ".check"
@@ -426,7 +426,7 @@ func probe(dir string) error {
 		return err
 	}
 	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return cause(err)
+		return atomicfile.Cause(err)
 	}
 	return nil
 }

@@ -93,13 +93,13 @@ func (s *Store) Check(ctx context.Context) error {
 	defer unlock()
 	root, err := privatedir.Open(s.dir, true)
 	if err != nil {
-		return fmt.Errorf("file store: %w", cause(err))
+		return fmt.Errorf("file store: %w", atomicfile.Cause(err))
 	}
 	defer func() { _ = root.Close() }()
 	if err = atomicfile.WriteFile(root, checkFile, make([]byte, checkSize)); err != nil {
 		err = errors.Unwrap(err) // the system's; the file's name helps nobody
 	} else {
-		err = cause(root.Remove(checkFile))
+		err = atomicfile.Cause(root.Remove(checkFile))
 	}
 	unlock() // the key may be asked for now
 	if err != nil {
@@ -258,12 +258,12 @@ func (s *Store) Lock(ctx context.Context, it store.Item) (unlock func(), err err
 func (s *Store) lock(ctx context.Context, it store.Item) (unlock func(), err error) {
 	root, err := privatedir.Open(s.dir, true)
 	if err != nil {
-		return nil, cause(err)
+		return nil, atomicfile.Cause(err)
 	}
 	defer func() { _ = root.Close() }()
 	locks, err := privatedir.Sub(root, "locks", true)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(s.dir, "locks"), cause(err))
+		return nil, fmt.Errorf("%s: %w", filepath.Join(s.dir, "locks"), atomicfile.Cause(err))
 	}
 	defer func() { _ = locks.Close() }()
 	return filelock.Lock(ctx, locks, it)
@@ -284,7 +284,7 @@ func (s *Store) with(ctx context.Context, it store.Item, create bool, f func(roo
 	}
 	err := s.enter(it, create, f)
 	if err != nil {
-		return fmt.Errorf("item %s in %s: %w", it, filepath.Join(s.dir, filepath.Join(parts(it)...)), cause(err))
+		return fmt.Errorf("item %s in %s: %w", it, filepath.Join(s.dir, filepath.Join(parts(it)...)), atomicfile.Cause(err))
 	}
 	return nil
 }
@@ -306,19 +306,6 @@ func (s *Store) enter(it store.Item, create bool, f func(root, dir *os.Root, bas
 		dir = sub
 	}
 	return f(root, dir, steps[len(steps)-1])
-}
-
-// cause drops the operation and the path relative to some directory that os puts around an error.
-func cause(err error) error {
-	switch e := err.(type) {
-	case *fs.PathError:
-		return e.Err
-	case *os.LinkError:
-		return e.Err
-	case *os.SyscallError:
-		return e.Err
-	}
-	return err
 }
 
 // readFile reads a regular file of at most limit bytes. If it is larger, the error is errTooLarge and info is valid.

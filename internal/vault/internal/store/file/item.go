@@ -12,6 +12,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/credproxy/credproxy/internal/atomicfile"
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/filename"
@@ -119,7 +120,7 @@ func setAside(dir *os.Root, base string, read fs.FileInfo) (aside string, err er
 	if err := dir.Rename(base, aside); errors.Is(err, fs.ErrNotExist) {
 		return "", errReplaced
 	} else if err != nil {
-		return "", cause(err)
+		return "", atomicfile.Cause(err)
 	}
 	moved, err := dir.Lstat(aside)
 	if err != nil || os.SameFile(moved, read) {

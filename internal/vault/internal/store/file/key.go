@@ -309,7 +309,7 @@ func tryItems(root *os.Root, identity *age.X25519Identity, open bool) (encrypted
 		return nil
 	})
 	if err != nil {
-		return false, false, fmt.Errorf("look for items in %s: %w", filepath.Join(root.Name(), itemsDir), cause(err))
+		return false, false, fmt.Errorf("look for items in %s: %w", filepath.Join(root.Name(), itemsDir), atomicfile.Cause(err))
 	}
 	return encrypted, opened, nil
 }
@@ -417,7 +417,7 @@ func readKeyFile(root *os.Root, name string) ([]byte, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, store.ErrNotFound
 	case err != nil:
-		return nil, cause(err)
+		return nil, atomicfile.Cause(err)
 	case info.Mode().Perm()&0o077 != 0:
 		return nil, fmt.Errorf("other users may read it (mode %04o): chmod 600 it, and log in anew if they have", info.Mode().Perm())
 	}

@@ -7,6 +7,7 @@ import (
 
 	"filippo.io/age"
 
+	"github.com/credproxy/credproxy/internal/atomicfile"
 	"github.com/credproxy/credproxy/internal/privatedir"
 )
 
@@ -25,7 +26,7 @@ func (s *Store) Sealer(ctx context.Context) (*Sealer, error) {
 	}
 	root, err := privatedir.Open(s.dir, true)
 	if err != nil {
-		return nil, fmt.Errorf("file store: %w", cause(err))
+		return nil, fmt.Errorf("file store: %w", atomicfile.Cause(err))
 	}
 	defer func() { _ = root.Close() }()
 	k, err := s.key.orNew(ctx, root, s.lock)
