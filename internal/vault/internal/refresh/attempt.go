@@ -76,7 +76,7 @@ func (a *attempt) ask() (*grant.Grant, error) {
 			return answer, err
 		}
 		delay := max(retryDelays[n], failure.RetryAfter)
-		if attemptLimit-time.Since(begun) <= delay {
+		if attemptLimit-time.Since(begun)-delay < leastCall {
 			return nil, err
 		}
 		select {

@@ -32,6 +32,9 @@ const (
 	// the time to store the answer it stays below the 30 s that clients wait.
 	attemptLimit = 28 * time.Second
 
+	// leastCall is what a retry must have left: a call that is cut off may have rotated the refresh token.
+	leastCall = 5 * time.Second
+
 	// lockLimit is for waiting until another process has finished its attempt.
 	lockLimit = 29 * time.Second
 
