@@ -5,6 +5,11 @@
 # FUZZTIME=3s is how long each fuzz target runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+# Tests send signals. Under nohup, or in the background of a script, some are ignored, which every process below would inherit.
+if [ -z "${SIGNALS_ARE_DEFAULT:-}" ] && env --default-signal=HUP,INT,QUIT true 2>/dev/null; then
+	SIGNALS_ARE_DEFAULT=yes exec env --default-signal=HUP,INT,QUIT test/all.sh
+fi
 export PATH="$PATH:/usr/sbin:/sbin"
 # As the builds have it, so that the standard library is compiled once for each platform and not twice.
 export CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -trimpath"
