@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -200,6 +201,9 @@ func interruptSelf(t *testing.T) {
 
 // Only the first signal ends anything when somebody holds the process, and who holds it too late sees that.
 func TestHeldSignals(t *testing.T) {
+	arrived := make(chan os.Signal, 3)
+	signal.Notify(arrived, syscall.SIGTERM)
+	defer signal.Stop(arrived)
 	ctx, s, stop := watchSignals(t.Context())
 	defer stop()
 	s.held.Store(true)
@@ -211,4 +215,7 @@ func TestHeldSignals(t *testing.T) {
 	interruptSelf(t)
 	<-s.hurry
 	interruptSelf(t) // does nothing
+	for range 3 {
+		<-arrived // one that came when nobody listens any more would end the tests
+	}
 }
