@@ -39,7 +39,11 @@ func oauth(ts *testscript.TestScript, _ bool, args []string) {
 	var err error
 	s.server, err = oauthtest.Start(o)
 	ts.Check(err)
+	// A script asks faster than people do.
 	text := fileStore + fmt.Sprintf(`
+[limits]
+requests_per_second = 1000
+
 [providers.acme]
 client_id = "test-client"
 authorize_url = "%[1]s/authorize"
