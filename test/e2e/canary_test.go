@@ -402,7 +402,7 @@ func TestFilesAreEncryptedAndPrivate(t *testing.T) {
 	// One damaged file is set aside and named; the others go on.
 	var damaged string
 	for path, data := range filesBelow(t, h.home) {
-		if strings.Contains(filepath.Base(path), "work") && len(data) > 0 { // the lock is empty
+		if base := filepath.Base(path); strings.Contains(base, "work") && strings.HasSuffix(base, ".age") && len(data) > 0 {
 			damaged = path
 		}
 	}

@@ -208,7 +208,7 @@ func (c *Coordinator) settle(ctx context.Context, it store.Item, r journal.Recor
 	case s.useless != nil:
 		c.o.Logger.Info("an answer in the journal is dropped", "login", it.Account, "reason", s.useless)
 		switch {
-		case errors.Is(s.useless, errNoAnswer):
+		case errors.Is(s.useless, errNoAnswer) && r.Phase == journal.Received: // else it is known what it was
 			r.Outcome, r.Reason = journal.Failed, errNoAnswer.Error()
 		case errors.Is(s.useless, errStored):
 			answered(&r)
