@@ -147,7 +147,7 @@ func (a *attempt) succeeded(ctx context.Context, answer *grant.Grant) (*grant.Gr
 // what is stored, or removed it, then the error is store.ErrNotFound. A store that cannot be read says neither.
 func (a *attempt) overtaken(ctx context.Context) (newer *grant.Grant, err error) {
 	sealed, err := a.c.o.Store.Read(ctx, a.it)
-	if errors.Is(err, store.ErrNotFound) {
+	if a.c.isAbsent(a.it, err) {
 		return nil, err
 	}
 	stored, parseErr := grant.Parse(sealed)

@@ -99,6 +99,28 @@ func TestDamagedItemIsNoLogout(t *testing.T) {
 	})
 }
 
+// Its new token is stored, although the store has set the old one aside.
+func TestDamagedItemIsRefreshed(t *testing.T) {
+	play(t, oauthtest.Options{}, func(t *testing.T, s *scene) {
+		a, _ := s.unsaved()
+		a.Close()
+		b := s.process()
+		s.store.Refuse(store.ErrDamaged, errFull)
+		s.wantNewest(b.read(t, s.it), nil)
+		s.store.Refuse(nil, nil)
+		if err := s.store.Delete(t.Context(), s.it); err != nil {
+			t.Fatal(err)
+		}
+		s.store.Refuse(nil, errFull)
+		time.Sleep(2 * time.Hour)
+		s.renew(b)
+		s.store.Refuse(nil, nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		s.wantStored(b)
+	})
+}
+
 // The provider has rotated, and its answer is no token, but for the refresh token in it.
 func TestRefreshTokenOfABadAnswerIsKept(t *testing.T) {
 	play(t, oauthtest.Options{}, func(t *testing.T, s *scene) {
