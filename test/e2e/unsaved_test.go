@@ -189,9 +189,9 @@ func TestRefreshInReadOnlyDirectories(t *testing.T) {
 			target := h.home + c.dir
 			remount := func(flags uintptr) {
 				t.Helper()
-				if err := syscall.Mount("", target, "", syscall.MS_REMOUNT|syscall.MS_BIND|flags, ""); err != nil {
-					t.Fatal(err)
-				}
+				eventually(t, patience, "the mount is busy, or cannot be changed", func() bool { // busy while the proxy writes
+					return syscall.Mount("", target, "", syscall.MS_REMOUNT|syscall.MS_BIND|flags, "") == nil
+				})
 			}
 			readOnly := func() { // a mount of its own, for what is being written cannot become read-only
 				mount(t, target, target, "", syscall.MS_BIND, "")

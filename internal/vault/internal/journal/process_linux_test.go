@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -321,7 +322,12 @@ func remount(dir string, flag uintptr) error {
 		return err
 	}
 	kept := uintptr(st.Flags) & (syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC | syscall.MS_NOATIME | syscall.MS_NODIRATIME)
-	if err := syscall.Mount("", dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RELATIME|kept|flag, ""); err != nil {
+	// A file that is open for writing this instant, by the reader that repairs or by the kernel that still closes it, makes the mount busy.
+	err := syscall.EBUSY
+	for until := time.Now().Add(time.Minute); err == syscall.EBUSY && time.Now().Before(until); runtime.Gosched() {
+		err, _ = syscall.Mount("", dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RELATIME|kept|flag, "").(syscall.Errno)
+	}
+	if err != 0 {
 		return fmt.Errorf("remount: %w", err)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/credproxy/credproxy/internal/oauthtest"
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
@@ -90,7 +91,11 @@ func mountReadOnly(t *testing.T, disk string) (mend func()) {
 	if err := syscall.Mount(disk, disk, "", syscall.MS_BIND, ""); err != nil {
 		t.Fatalf("bind: %v", err)
 	}
-	if err := syscall.Mount("", disk, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY|syscall.MS_RELATIME, ""); err != nil {
+	err := syscall.EBUSY // as long as a process, which may be working meanwhile, has a file of it open for writing
+	for until := time.Now().Add(time.Minute); err == syscall.EBUSY && time.Now().Before(until); runtime.Gosched() {
+		err, _ = syscall.Mount("", disk, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY|syscall.MS_RELATIME, "").(syscall.Errno)
+	}
+	if err != 0 {
 		t.Fatalf("remount read-only: %v", err)
 	}
 	mend = sync.OnceFunc(func() {
