@@ -8,11 +8,8 @@ import (
 	"unicode"
 )
 
-// Limits of strings in payloads, in bytes.
-const (
-	maxSessionIDLen = 128
-	maxCodeLen      = 4096
-)
+// maxSessionIDLen is the limit of a login's id in bytes. A server's own are shorter; what is longer is none of its ids.
+const maxSessionIDLen = 128
 
 // wrongToken is a capability token that no server has: JSON strings are UTF-8, and this is not.
 const wrongToken = "\xff"
@@ -170,7 +167,7 @@ var shapes = func() map[string]shape {
 		{OpGetAPIKey, name, 0, Version1},
 		{OpHasAPIKey, name, 0, Version1},
 		{OpListAPIKeys, 0, 0, Version1},
-		{OpOAuthInitiate, provider, bucket | flow, Version1},
+		{OpOAuthInitiate, provider, bucket | flow | detail, Version1},
 		{OpOAuthExchange, session | code, 0, Version1},
 		{OpOAuthPoll, session, 0, Version1},
 		{OpOAuthCancel, session, 0, Version1},
@@ -312,7 +309,7 @@ var fieldRules = [fields]string{
 	fieldBucket:    nameRule,
 	fieldName:      nameRule,
 	fieldFlow:      " must be pkce_redirect, device_code or browser_redirect",
-	fieldSessionID: " must be a string of 1 to 128 bytes",
+	fieldSessionID: " must be a string of 1 to 128 bytes without control characters",
 	fieldCode:      " must be a string of 1 to 4096 bytes without control characters",
 	fieldTargetID:  " must be a string of 1 to 1024 bytes",
 }
@@ -336,10 +333,10 @@ func (r *Request) set(field int, s []byte) bool {
 		return r.Flow == FlowPKCERedirect || r.Flow == FlowDeviceCode || r.Flow == FlowBrowserRedirect
 	case fieldSessionID:
 		r.SessionID = string(s)
-		return len(s) > 0 && len(s) <= maxSessionIDLen
+		return len(s) > 0 && len(s) <= maxSessionIDLen && !hasControl(s)
 	case fieldCode:
 		r.Code = string(s)
-		return len(s) > 0 && len(s) <= maxCodeLen && !hasControl(s)
+		return len(s) > 0 && len(s) <= MaxCodeLen && !hasControl(s)
 	case fieldTargetID:
 		r.TargetID = string(s)
 		return len(s) > 0 && len(s) <= MaxIDLen
@@ -423,10 +420,10 @@ func unixTime(raw []byte) (seconds int64, ok bool) {
 // strings, expiry is a number of Unix seconds, scope is a string or null, if there. Other members are kept in their
 // order; those that name a long-lived secret are dropped at any depth. The error is a [*SyntaxError] or a
 // [*RuleError].
-func DecodeToken(raw []byte) (*Token, error) { return decodeToken(raw, "") }
+func DecodeToken(raw []byte) (*Token, error) { return decodeToken(raw, false) }
 
-// decodeToken ignores the member named except, if that is not empty.
-func decodeToken(raw []byte, except string) (*Token, error) {
+// decodeToken is DecodeToken; with polled, raw is the data of oauth_poll, whose own members are none of the token's.
+func decodeToken(raw []byte, polled bool) (*Token, error) {
 	var (
 		member [4][]byte
 		t      Token
@@ -435,7 +432,7 @@ func decodeToken(raw []byte, except string) (*Token, error) {
 	s.members(tokenNames, member[:], func() {
 		name := string(s.name)
 		value := s.value()
-		if LongLived(name) || except != "" && name == except || s.syntax != "" {
+		if LongLived(name) || polled && isPollName(name) || s.syntax != "" {
 			return
 		}
 		// What could be wrong with the value has been found already.

@@ -253,6 +253,10 @@ func TestDecodeRequestFields(t *testing.T) {
 		{"oauth_initiate", `{"provider":"p","bucket":"b","flow":"device_code"}`, &Request{Provider: "p", Bucket: "b", Flow: FlowDeviceCode}},
 		{"oauth_initiate", `{"provider":"p","flow":"pkce_redirect"}`, &Request{Provider: "p", Flow: FlowPKCERedirect}},
 		{"oauth_initiate", `{"provider":"p","flow":"browser_redirect"}`, &Request{Provider: "p", Flow: FlowBrowserRedirect}},
+		{"oauth_initiate", `{"provider":"p","detail":true}`, &Request{Provider: "p", Detail: true}},
+		{"oauth_initiate", `{"provider":"p","detail":false}`, &Request{Provider: "p"}},
+		{"oauth_initiate", `{"provider":"p","detail":1}`, nil},
+		{"oauth_initiate", `{"provider":"p","Detail":true}`, nil},
 		{"oauth_initiate", `{"provider":"p","flow":""}`, nil},
 		{"oauth_initiate", `{"provider":"p","flow":"implicit"}`, nil},
 		{"oauth_initiate", `{"provider":"p","flow":null}`, nil},
@@ -266,6 +270,8 @@ func TestDecodeRequestFields(t *testing.T) {
 		{"oauth_exchange", `{"session_id":"s"}`, nil},
 		{"oauth_exchange", `{"code":"c"}`, nil},
 		{"oauth_poll", `{"session_id":"s"}`, &Request{SessionID: "s"}},
+		{"oauth_poll", `{"session_id":"../é","detail":7}`, &Request{SessionID: "../é"}},
+		{"oauth_poll", `{"session_id":"a\u009b"}`, nil},
 		{"oauth_poll", `{"session_id":""}`, nil},
 		{"oauth_poll", `{}`, nil},
 		{"oauth_cancel", `{"session_id":"s"}`, &Request{SessionID: "s"}},
@@ -294,11 +300,14 @@ func TestDecodeRequestFields(t *testing.T) {
 				want.Bucket = DefaultBucket
 			}
 			if !reflect.DeepEqual(r, want) {
-				t.Errorf("got %+v, want %+v", r, want)
+				t.Errorf("got %+v, want %+v", plainRequest(r), plainRequest(want))
 			}
 		})
 	}
 }
+
+// plainRequest prints what is in it.
+type plainRequest Request
 
 // The decoder's result must not change when the frame's buffer is used again.
 func TestDecodeRequestCopies(t *testing.T) {

@@ -50,7 +50,13 @@ func TestAppendResponse(t *testing.T) {
 		{BucketStats{Bucket: "b", Login: &LoginStatus{Expiry: -1, RenewsAt: 1 << 62}}, stats + `"login":{"state":"","renewsAt":253402300799}}`, nil},
 		{Session{ID: "s", Flow: FlowPKCERedirect, AuthURL: "https://a.example/?a=1&b=2"}, `{"session_id":"s","flow_type":"pkce_redirect","auth_url":"https://a.example/?a=1&b=2"}`, new(Session)},
 		{Session{ID: "s", Flow: FlowDeviceCode, VerificationURL: "https://a.example/device", UserCode: "AB-CD", PollIntervalMS: 5000}, `{"session_id":"s","flow_type":"device_code","verification_url":"https://a.example/device","user_code":"AB-CD","pollIntervalMs":5000}`, new(Session)},
+		{Session{ID: "s", Flow: FlowDeviceCode, VerificationURL: "https://a.example/d", UserCode: "AB", PollIntervalMS: 5000, ExpiresInMS: 600000, VerificationURLComplete: "https://a.example/d?c=AB"},
+			`{"session_id":"s","flow_type":"device_code","verification_url":"https://a.example/d","user_code":"AB","pollIntervalMs":5000,"expiresInMs":600000,"verification_url_complete":"https://a.example/d?c=AB"}`, new(Session)},
+		{Session{ID: "s", Flow: FlowBrowserRedirect, AuthURL: "https://a.example/", ExpiresInMS: -1, PollIntervalMS: -1}, `{"session_id":"s","flow_type":"browser_redirect","auth_url":"https://a.example/"}`, nil},
 		{Poll{Status: PollPending, PollIntervalMS: 5000}, `{"status":"pending","pollIntervalMs":5000}`, new(Poll)},
+		{Poll{Status: PollPending}, `{"status":"pending"}`, new(Poll)},
+		{Poll{Status: PollError}, `{"status":"error","code":"INTERNAL_ERROR","error":"INTERNAL_ERROR"}`, nil},
+		{Poll{Status: PollError, Err: E(CodeSessionExpired, "")}, `{"status":"error","code":"SESSION_EXPIRED","error":"SESSION_EXPIRED"}`, nil},
 		{Poll{Status: PollComplete, Token: token}, `{"status":"complete",` + testTokenMembers + `}`, new(Poll)},
 		{Poll{Status: PollError, Err: E(CodeExchangeFailed, "denied")}, `{"status":"error","code":"EXCHANGE_FAILED","error":"denied"}`, new(Poll)},
 	} {
@@ -76,23 +82,6 @@ func TestAppendResponse(t *testing.T) {
 		if got := reflect.ValueOf(c.into).Elem().Interface(); !reflect.DeepEqual(got, want.Interface()) {
 			t.Errorf("%s does not come back as it was", c.want)
 		}
-	}
-}
-
-// A field that a client saved must not stand in for the state of a login.
-func TestPollCompleteKeepsStatus(t *testing.T) {
-	token := &Token{AccessToken: "a", TokenType: "t"}
-	for _, name := range []string{"status", "x"} {
-		if err := token.Set(name, []byte(`"pending"`)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	const want = `{"status":"complete","access_token":"a","expiry":0,"token_type":"t","x":"pending"}`
-	if got := string(Poll{Status: PollComplete, Token: token}.appendData(nil)); got != want {
-		t.Errorf("got %s", got)
-	}
-	if len(token.Extra()) != 2 {
-		t.Error("the token was changed")
 	}
 }
 
@@ -143,9 +132,10 @@ func TestAppendRequest(t *testing.T) {
 		{Request{Op: OpHasAPIKey, Name: "k"}, `{"name":"k"}`},
 		{Request{Op: OpListAPIKeys}, `{}`},
 		{Request{Op: OpOAuthInitiate, Provider: "p", Bucket: "b", Flow: FlowDeviceCode}, `{"provider":"p","bucket":"b","flow":"device_code"}`},
-		{Request{Op: OpOAuthInitiate, Provider: "p"}, `{"provider":"p"}`},
+		{Request{Op: OpOAuthInitiate, Provider: "p", Code: "not its own"}, `{"provider":"p"}`},
+		{Request{Op: OpOAuthInitiate, Provider: "p", Detail: true}, `{"provider":"p","detail":true}`},
 		{Request{Op: OpOAuthExchange, SessionID: "s", Code: `c"d`}, `{"session_id":"s","code":"c\"d"}`},
-		{Request{Op: OpOAuthPoll, SessionID: "s"}, `{"session_id":"s"}`},
+		{Request{Op: OpOAuthPoll, SessionID: "s", Detail: true}, `{"session_id":"s"}`},
 		{Request{Op: OpOAuthCancel, SessionID: "s"}, `{"session_id":"s"}`},
 		{Request{Op: OpCancel, TargetID: "b"}, `{"targetId":"b"}`},
 	} {
@@ -298,7 +288,20 @@ func TestUnmarshalDataErrors(t *testing.T) {
 		{new(Session), `{"session_id":"s","flow_type":"f","auth_url":1}`},
 		{new(Session), `{"session_id":"s","flow_type":"f","pollIntervalMs":-1}`},
 		{new(Session), `{`},
+		{new(Session), `{"session_id":"","flow_type":"f"}`},
+		{new(Session), `{"session_id":"s","flow_type":null}`},
+		{new(Session), `{"session_id":"s\u0000","flow_type":"f"}`},
+		{new(Session), `{"session_id":"s","flow_type":"f","auth_url":"https://a.example/\u001b[2J"}`},
+		{new(Session), `{"session_id":"s","flow_type":"f","user_code":"A\u009bB"}`},
+		{new(Session), `{"session_id":"s","flow_type":"f","verification_url_complete":{}}`},
+		{new(Session), `{"session_id":"s","flow_type":"f","expiresInMs":"1"}`},
+		{new(Session), `{"session_id":"s","flow_type":"f","expiresInMs":-1}`},
+		{new(Session), `{"session_id":"s","flow_type":"f","expiresInMs":0.5}`},
+		{new(Session), `{"session_id":"s","flow_type":"f","ExpiresInMs":1}`},
+		{new(Session), `{"session_id":"s","flow_type":"f","auth_url":"a","auth_url":"b"}`},
 		{new(Poll), `{}`},
+		{new(Poll), `{"status":"pending","pollIntervalMs":-1}`},
+		{new(Poll), `{"status":"pending","status":"complete"}`},
 		{new(Poll), `{"status":"done"}`},
 		{new(Poll), `{"status":"complete"}`},
 		{new(Poll), `{"status":"pending","pollIntervalMs":"5"}`},

@@ -33,8 +33,14 @@ type Request struct {
 	SessionID string
 	Code      string
 	TargetID  string
-	Detail    bool // of get_bucket_stats: how the login stands is wanted too ([LoginStatus])
+	Detail    bool // of get_bucket_stats and oauth_initiate: what is an extension is wanted too ([LoginStatus], [Session])
 }
+
+// String, GoString, Format and LogValue print what is asked for, without its arguments: one may be the code of a login.
+func (r Request) String() string             { return "wire.Request(" + string(r.Op) + ")" }
+func (r Request) GoString() string           { return r.String() }
+func (r Request) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(r.String())) }
+func (r Request) LogValue() slog.Value       { return slog.StringValue(r.String()) }
 
 // SyntaxError means that the bytes are not one JSON object in UTF-8. The stream cannot be trusted any more: a server
 // may send an error frame, then closes.
@@ -90,35 +96,6 @@ type BucketStats struct {
 	RequestCount int          `json:"requestCount"`
 	Percentage   float64      `json:"percentage"`
 	Login        *LoginStatus `json:"login,omitempty"`
-}
-
-// Session is the data of oauth_initiate.
-type Session struct {
-	ID              string   `json:"session_id"`
-	Flow            FlowType `json:"flow_type"`
-	AuthURL         string   `json:"auth_url,omitempty"`
-	VerificationURL string   `json:"verification_url,omitempty"`
-	UserCode        string   `json:"user_code,omitempty"`
-	PollIntervalMS  int      `json:"pollIntervalMs,omitempty"` // milliseconds
-}
-
-// PollStatus is the state of a login in oauth_poll.
-type PollStatus string
-
-// The states of a login.
-const (
-	PollPending  PollStatus = "pending"
-	PollComplete PollStatus = "complete"
-	PollError    PollStatus = "error"
-)
-
-// Poll is the data of oauth_poll: with PollPending the interval, with PollComplete the token, with PollError the
-// error.
-type Poll struct {
-	Status         PollStatus
-	PollIntervalMS int
-	Token          *Token
-	Err            *Error
 }
 
 // Response is one decoded answer.

@@ -102,19 +102,24 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	const secret = "test-access-token-1"
 	token := Token{AccessToken: secret, Scope: secret, extra: []Field{{"id_token", []byte(`"` + secret + `"`)}}}
 	key := APIKey(secret)
+	session := Session{ID: secret, AuthURL: "https://a.example/?state=" + secret, UserCode: secret, VerificationURLComplete: secret}
+	request := Request{Op: OpOAuthExchange, SessionID: secret, Code: secret, Token: &token}
+	poll := Poll{Status: PollComplete, Token: &token}
 	var out bytes.Buffer
-	for _, v := range []any{token, &token, key, &key, []any{token, &token, key}, map[string]any{"a": key}, struct {
+	for _, v := range []any{token, &token, key, &key, session, &session, request, &request, poll, &poll, []any{token, &token, key, session, &request}, map[string]any{"a": key}, struct {
 		T *Token
 		K APIKey
 		X Token
-	}{&token, key, token}} {
+		S *Session
+		R Request
+	}{&token, key, token, &session, request}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 			fmt.Fprintf(&out, verb+"\n", v)
 		}
 		fmt.Fprintln(&out, v)
 		for _, h := range []slog.Handler{slog.NewTextHandler(&out, nil), slog.NewJSONHandler(&out, nil)} {
 			switch v.(type) {
-			case Token, *Token, APIKey, *APIKey:
+			case Token, *Token, APIKey, *APIKey, Session, *Session, Request, *Request:
 				slog.New(h).Info("m", "v", v)
 			}
 		}
@@ -145,9 +150,19 @@ func TestErrorsRepeatNothing(t *testing.T) {
 		`{"v":1,"id":"a","op":"get_token","payload":{"provider":"` + canary + `/"}}`,
 		`{"v":1,"id":"a","op":"save_token","payload":{"provider":"p","token":{"access_token":7,"x":"` + canary + `"}}}`,
 		`{"v":1,"id":"a","op":"oauth_exchange","payload":{"session_id":"s","code":"` + canary + `\n"}}`,
+		`{"v":1,"id":"a","op":"oauth_poll","payload":{"session_id":"` + canary + `\n"}}`,
+		`{"v":1,"id":"a","op":"oauth_initiate","payload":{"provider":"p","flow":"` + canary + `"}}`,
 	} {
 		_, err := DecodeRequest([]byte(in), 1)
 		if err == nil || strings.Contains(strings.ToUpper(err.Error()), canary) {
+			t.Errorf("%s: %v", in, err)
+		}
+	}
+	for into, in := range map[json.Unmarshaler]string{
+		new(Session): `{"session_id":"s","flow_type":"f","auth_url":"https://a.example/?state=` + canary + `\n"}`,
+		new(Poll):    `{"status":"complete","access_token":"` + canary + `"}`,
+	} {
+		if err := into.UnmarshalJSON([]byte(in)); err == nil || strings.Contains(strings.ToUpper(err.Error()), canary) {
 			t.Errorf("%s: %v", in, err)
 		}
 	}

@@ -37,6 +37,7 @@ const (
 	MaxMembers = 1024 // members of one object
 	MaxNameLen = 64   // bytes of a provider, bucket or key name
 	MaxIDLen   = 1024 // bytes of a request id
+	MaxCodeLen = 4096 // bytes of what a user pasted, in oauth_exchange
 )
 
 // MaxInFlight is the number of requests of one connection that may be unanswered; a server leaves further ones
