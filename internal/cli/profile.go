@@ -24,7 +24,7 @@ type profileReport struct {
 
 func reportProfile(p *config.Profile) profileReport {
 	r := profileReport{
-		Name: p.Name, Providers: p.Providers, Keys: p.Keys, Operations: p.Operations, Login: string(p.Login), Image: p.Image,
+		Name: p.Name, Providers: p.Providers, Keys: p.Keys, Operations: p.Operations, Login: p.Login.String(), Image: p.Image,
 	}
 	if r.Providers == nil {
 		r.Providers = map[string][]string{}

@@ -44,15 +44,15 @@ type Limits struct {
 	Connections       int // of one sandbox at a time; 1 to 65,536
 }
 
-// Provider describes an OAuth 2.0 provider from the file. All endpoints are https, or http on loopback; one that is not used is
-// empty. TokenURL is always there.
+// Provider describes an OAuth 2.0 provider from the file. All endpoints are https, or http on loopback; one that is not used, or
+// that the issuer's metadata has to name, is empty. Either TokenURL or Issuer is there.
 type Provider struct {
 	Name            string
-	Dialect         string // "oauth2", or the built-in provider that it talks like
-	Issuer          string // RFC 9207; empty: not checked
-	Flows           []string
-	ClientID        string // may be empty for a dialect other than "oauth2", which then uses its own
-	ClientSecretKey string // the name of a stored key; see Profile.AllowsKey
+	Dialect         string   // one of Dialects: "oauth2", or the built-in provider that it talks like
+	Issuer          string   // RFC 8414, RFC 9207; empty: nothing is discovered, and an answer's issuer is not checked
+	Flows           []string // of Flows, in the order of preference; nil: those of the dialect, or what the issuer's metadata has
+	ClientID        string   // may be empty for a dialect other than "oauth2", which then uses its own, if it needs one
+	ClientSecretKey string   // the name of a stored key; see Profile.AllowsKey
 	AuthorizeURL    string
 	TokenURL        string
 	DeviceURL       string

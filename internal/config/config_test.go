@@ -98,7 +98,7 @@ func TestLoadFull(t *testing.T) {
 		t.Errorf("provider\n%+v, want\n%+v", got, want)
 	}
 	work := c.Profiles["work"]
-	if work.Name != "work" || work.Image != "registry.example/agent:1" || work.Login != LoginAllow ||
+	if work.Name != "work" || work.Image != "registry.example/agent:1" || work.Login != LoginUnset ||
 		!reflect.DeepEqual(work.Keys, []string{"openai"}) || !reflect.DeepEqual(work.Operations, []string{"get", "refresh"}) {
 		t.Errorf("profile work: %+v", work)
 	}
@@ -143,7 +143,7 @@ func TestDefaults(t *testing.T) {
 			t.Errorf("%s: %+v", name, c)
 		}
 		p, err := c.Profile("default")
-		if err != nil || p.Name != "default" || p.Login != LoginAllow || p.Operations != nil {
+		if err != nil || p.Name != "default" || p.Login != LoginUnset || p.Operations != nil {
 			t.Errorf("%s: profile %+v, %v", name, p, err)
 		} else if !p.AllowsBucket("any", "b") || !p.AllowsKey("k") || !p.AllowsOperation("oauth_initiate") {
 			t.Errorf("%s: the default profile does not allow everything", name)
@@ -236,12 +236,16 @@ func TestErrors(t *testing.T) {
 		// providers
 		{"[providers.\"a/b\"]", `1: "a/b" in [providers] is not a name: 1 to 64 of A-Z a-z 0-9 . _ -`},
 		{"[providers.github]\nclient_id = \"c\"", `1: github in [providers] is the name of a built-in provider, whose endpoints cannot be changed; choose another name (dialect = "github" talks like it)`},
+		{acme + "dialect = \"chat-gpt\"", `5: unknown value "chat-gpt" of dialect in [providers.acme]; did you mean "chatgpt"?`},
 		{acme + "dialect = \"oauth\"", `5: unknown value "oauth" of dialect in [providers.acme]; did you mean "oauth2"?`},
 		{acme + "token_encoding = \"xml\"", `5: unknown value "xml" of token_encoding in [providers.acme]; known are form, json`},
 		{acme + "flows = [\n\"browser\",\n\"devise\"]", `7: unknown value "devise" of flows in [providers.acme]; did you mean "device"?`},
-		{acme + "flows = [\"device\"]", `5: flow "device" of [providers.acme] needs "device_url"`},
-		{"[providers.acme]\nclient_id = \"c\"\ntoken_url = \"https://x.example\"\nflows = [\"paste\"]", `4: flow "paste" of [providers.acme] needs "authorize_url"`},
-		{"\n[providers.acme]\nclient_id = \"c\"", `2: [providers.acme] needs "token_url"`},
+		{acme + "flows = [\"device\"]", `5: flow "device" of [providers.acme] needs "device_url", or "issuer" to find it`},
+		{"[providers.acme]\nclient_id = \"c\"\ntoken_url = \"https://x.example\"\nflows = [\"paste\"]", `4: flow "paste" of [providers.acme] needs "authorize_url", or "issuer" to find it`},
+		{"\n[providers.acme]\nclient_id = \"c\"", `2: [providers.acme] needs "token_url", or "issuer" to find it`},
+		{"\n[providers.acme]\ndialect = \"openrouter\"\nauthorize_url = \"https://x.example\"", `2: [providers.acme] needs "token_url", or "issuer" to find it`},
+		{"\n[providers.acme]\nissuer = \"https://x.example\"", `2: [providers.acme] needs "client_id"`},
+		{"[providers.acme]\ndialect = \"kimi\"\ntoken_url = \"https://x.example\"\nflows = [\n  \"device\",\n]", `4: flow "device" of [providers.acme] needs "device_url", or "issuer" to find it`},
 		{"\n[providers.acme]\ntoken_url = \"https://x.example\"", `2: [providers.acme] needs "client_id"`},
 		{"[providers.acme]\nclient_id = \"a b\"", `2: client_id in [providers.acme] must be printable characters without spaces`},
 		{acme + "client_secret_key = \"not a name\"", `5: client_secret_key in [providers.acme] must be the name of a stored key (1 to 64 of A-Z a-z 0-9 . _ -), not a secret; "credproxy key set NAME" stores one`},
@@ -281,12 +285,14 @@ func TestErrors(t *testing.T) {
 }
 
 func TestURLs(t *testing.T) {
-	const https, host, user, fragment, url = "must be https (or http on loopback)", "is not a URL with a host",
-		"must not have a user name or password in it", "must not have a fragment (#…)", "is not a URL"
+	const https, host, user, fragment, url, query = "must be https (or http on loopback)", "is not a URL with a host",
+		"must not have a user name or password in it", "must not have a fragment (#…)", "is not a URL", "must not have a query"
 	for value, want := range map[string]string{
 		"https://x.example":            "",
 		"https://x.example:8443/a?b=c": "",
 		"HTTPS://X.example/":           "",
+		"https://x.example/tenant/":    "",
+		"https://x.example/tenant?":    "",
 		"http://localhost/a":           "",
 		"http://LocalHost:1/a":         "",
 		"http://127.0.0.1:80":          "",
@@ -330,6 +336,10 @@ func TestURLs(t *testing.T) {
 			got := ""
 			if _, err := Load(path); err != nil {
 				got = strings.TrimPrefix(err.Error(), path+":3: "+key+" in [providers.acme] ")
+			}
+			want := want
+			if key == "issuer" && want == "" && strings.Contains(value, "?") { // RFC 8414, section 2
+				want = query
 			}
 			if got != want {
 				t.Errorf("%s = %q: %q, want %q", key, value, got, want)
@@ -375,9 +385,37 @@ func TestFlowsAndRedirect(t *testing.T) {
 			}
 		}
 	}
-	c := load(t, "[providers.x]\nclient_id = \"c\"\ntoken_url = \"https://x.example\"\n[providers.y]\ndialect = \"anthropic\"\ntoken_url = \"https://x.example\"")
-	if x, y := c.Providers["x"], c.Providers["y"]; x.Flows != nil || x.TokenEncoding != "form" || x.Dialect != "oauth2" || y.TokenEncoding != "" || y.ClientID != "" {
-		t.Errorf("%+v\n%+v", x, y)
+}
+
+// What a description leaves open is left open: a dialect brings its flows, an issuer's metadata what the provider has.
+func TestLeftOpen(t *testing.T) {
+	const token, authorize, secure = "token_url = \"https://x.example/t\"\n", "authorize_url = \"https://x.example/a\"\n", "redirect_url = \"https://x.example/c\"\n"
+	const issuer = "issuer = \"https://x.example/tenant\"\n"
+	for _, dialect := range Dialects {
+		c := "dialect = \"" + dialect + "\"\n"
+		if dialect == "oauth2" {
+			c += "client_id = \"c\"\n"
+		}
+		for text, want := range map[string][]string{
+			c + token:                                 nil,
+			c + issuer:                                nil,
+			c + issuer + secure:                       nil,
+			c + issuer + "flows = [\"device\"]":       {"device"},
+			c + issuer + "flows = [\"paste\"]":        {"paste"},
+			c + issuer + secure + "flows=[\"paste\"]": {"paste"},
+			c + token + authorize + "flows = [\"paste\", \"browser\"]": {"paste", "browser"},
+		} {
+			p := load(t, "[providers.acme]\n"+text).Providers["acme"]
+			if !reflect.DeepEqual(p.Flows, want) || p.Dialect != dialect || (p.ClientID == "") == (dialect == "oauth2") {
+				t.Errorf("%s: %+v", text, p)
+			}
+			if (p.TokenEncoding == "form") != (dialect == "oauth2") {
+				t.Errorf("%s: token_encoding %q", text, p.TokenEncoding)
+			}
+		}
+		if p := load(t, "[providers.acme]\n"+c+token+authorize).Providers["acme"]; (p.Flows == nil) != (dialect != "oauth2") {
+			t.Errorf("dialect %s with both endpoints: flows %q", dialect, p.Flows)
+		}
 	}
 }
 

@@ -77,7 +77,7 @@ func (d *decoder) config(root *node) *Config {
 }
 
 func (d *decoder) profile(n *node, name string, secrets map[string]string) *Profile {
-	p := &Profile{Name: name, Providers: map[string][]string{}, Login: LoginAllow, secretKeys: secrets}
+	p := &Profile{Name: name, Providers: map[string][]string{}, secretKeys: secrets}
 	f := d.section(n, profileKeys)
 	p.Keys = d.patterns(f["keys"], "key")
 	if keys := f["keys"]; keys != nil {

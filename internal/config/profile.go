@@ -9,10 +9,19 @@ const DefaultProfile = "default"
 type LoginPolicy string
 
 const (
+	LoginUnset LoginPolicy = "" // LoginAllow, except that a person who is there anyway is asked: see daemon.Options
 	LoginAllow LoginPolicy = "allow"
 	LoginAsk   LoginPolicy = "ask" // a person on the host agrees first
 	LoginDeny  LoginPolicy = "deny"
 )
+
+// String is the policy as one writes it; that of LoginUnset is what it amounts to where nobody is there.
+func (p LoginPolicy) String() string {
+	if p == LoginUnset {
+		p = LoginAllow
+	}
+	return string(p)
+}
 
 // Operations are the groups that a profile may be narrowed to.
 var Operations = []string{"get", "refresh", "save", "remove", "list", "login"}
@@ -32,7 +41,7 @@ type Profile struct {
 }
 
 func builtinProfile() *Profile {
-	return &Profile{Name: DefaultProfile, Keys: []string{"*"}, Providers: map[string][]string{"*": {"*"}}, Login: LoginAllow, secretKeys: BuiltinSecretKeys}
+	return &Profile{Name: DefaultProfile, Keys: []string{"*"}, Providers: map[string][]string{"*": {"*"}}, secretKeys: BuiltinSecretKeys}
 }
 
 // Nothing is a profile that names nothing: lists are empty, and all else is refused, logins that are under way too.
@@ -63,7 +72,7 @@ func groupsOf(op string) (group, or string) {
 }
 
 // AllowsOperation takes the name of an operation on the wire. The handshake and cancel touch no credential and are always allowed;
-// a name that is not known never is. A login is refused if Login is LoginDeny; LoginAsk is for the caller to ask.
+// a name that is not known never is. A login is refused if Login is LoginDeny; to ask, where that is what it says, is for the daemon.
 func (p *Profile) AllowsOperation(op string) bool {
 	if op == "handshake" || op == "cancel" {
 		return true

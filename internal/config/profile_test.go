@@ -147,3 +147,18 @@ func TestNothing(t *testing.T) {
 		t.Error("a connection has its handshake and cancels under every profile")
 	}
 }
+
+// A profile that does not say how logins are begun is told apart from one that says "allow", and prints as it.
+func TestLoginPolicy(t *testing.T) {
+	for text, want := range map[string]LoginPolicy{"": LoginUnset, `login = "allow"`: LoginAllow, `login = "ask"`: LoginAsk, `login = "deny"`: LoginDeny} {
+		for _, name := range []string{"default", "p"} {
+			got := load(t, "[profiles."+name+"]\n"+text).Profiles[name].Login
+			if got != want || got.String() != string(want) && (want != LoginUnset || got.String() != "allow") {
+				t.Errorf("%s in %s: %q, which prints as %s", text, name, got, got)
+			}
+		}
+	}
+	if got := Default().Profiles[DefaultProfile].Login; got != LoginUnset {
+		t.Errorf("without a file: %q", got)
+	}
+}

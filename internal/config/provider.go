@@ -16,8 +16,13 @@ var BuiltinProviders = []string{"anthropic", "codex", "chatgpt", "gemini", "qwen
 // file names, they never go inside.
 var BuiltinSecretKeys = map[string]string{"gemini-client-secret": "gemini"}
 
-// Dialects are the ways to talk to a token endpoint: RFC 6749, or one built-in provider's deviations from it.
-var Dialects = []string{"oauth2", "anthropic", "codex", "gemini", "qwen", "github"}
+// Dialects are the ways to log in and to talk to a token endpoint: RFC 6749 with its kin, or one built-in provider's deviations
+// from them.
+var Dialects = append([]string{plainDialect}, BuiltinProviders...)
+
+// plainDialect has nothing of its own: the description says everything. The others bring a client id, flows and their order; that
+// of openrouter has no client id because it needs none.
+const plainDialect = "oauth2"
 
 // Flows are the ways to log in: a browser that comes back to a loopback address (RFC 8252), a device code (RFC 8628), a code that
 // the provider shows and the user pastes.
@@ -33,7 +38,7 @@ var ownParams = []string{"client_id", "client_secret", "redirect_uri", "response
 
 func (d *decoder) provider(n *node, name string) *Provider {
 	before := len(d.errs)
-	p := &Provider{Name: name, Dialect: "oauth2"}
+	p := &Provider{Name: name, Dialect: plainDialect}
 	if slices.ContainsFunc(BuiltinProviders, func(b string) bool { return strings.EqualFold(b, name) }) {
 		d.fail(n, "%s is the name of a built-in provider, whose endpoints cannot be changed; choose another name (dialect = %q talks like it)",
 			n, strings.ToLower(name))
@@ -42,7 +47,7 @@ func (d *decoder) provider(n *node, name string) *Provider {
 	f := d.section(n, providerKeys)
 	d.choice(f["dialect"], &p.Dialect, Dialects...)
 	d.choice(f["token_encoding"], &p.TokenEncoding, "form", "json")
-	if p.TokenEncoding == "" && p.Dialect == "oauth2" {
+	if p.TokenEncoding == "" && p.Dialect == plainDialect {
 		p.TokenEncoding = "form" // RFC 6749, appendix B
 	}
 	if id := f["client_id"]; d.str(id, &p.ClientID) && (p.ClientID == "" || !isVisible(p.ClientID)) {
@@ -52,7 +57,7 @@ func (d *decoder) provider(n *node, name string) *Provider {
 		// The value is not printed: it may be the secret itself.
 		d.fail(key, `%s must be the name of a stored key (1 to 64 of A-Z a-z 0-9 . _ -), not a secret; "credproxy key set NAME" stores one`, key)
 	}
-	d.endpoint(f["issuer"], &p.Issuer)
+	d.issuer(f["issuer"], &p.Issuer)
 	d.endpoint(f["authorize_url"], &p.AuthorizeURL)
 	d.endpoint(f["token_url"], &p.TokenURL)
 	d.endpoint(f["device_url"], &p.DeviceURL)
@@ -110,7 +115,11 @@ func (d *decoder) provider(n *node, name string) *Provider {
 }
 
 // defaultFlows are the logins that the endpoints make possible. A redirect that does not come back to this machine leaves pasting.
+// They are nil where somebody else knows better: a dialect its own, an issuer's metadata those of an issuer without more.
 func defaultFlows(p *Provider, redirect *url.URL) []string {
+	if p.Dialect != plainDialect {
+		return nil
+	}
 	var flows []string
 	if p.AuthorizeURL != "" {
 		if redirect != nil && redirect.Scheme == "https" {
@@ -125,29 +134,34 @@ func defaultFlows(p *Provider, redirect *url.URL) []string {
 	return flows
 }
 
+// required looks for what is missing. With an issuer no endpoint is: its metadata has them (RFC 8414, OpenID Connect Discovery).
 func (d *decoder) required(n, flows *node, p *Provider) {
-	if p.TokenURL == "" {
-		d.fail(n, `%s needs "token_url"`, n.section())
-	}
-	if p.ClientID == "" && p.Dialect == "oauth2" {
+	if p.ClientID == "" && p.Dialect == plainDialect {
 		d.fail(n, `%s needs "client_id"`, n.section())
+	}
+	if p.Issuer != "" {
+		return
+	}
+	if p.TokenURL == "" {
+		d.fail(n, `%s needs "token_url", or "issuer" to find it`, n.section())
 	}
 	for _, flow := range p.Flows {
 		if flow == "device" && p.DeviceURL == "" {
-			d.fail(flows, `flow "device" of %s needs "device_url"`, n.section())
+			d.fail(flows, `flow "device" of %s needs "device_url", or "issuer" to find it`, n.section())
 		}
 		if flow != "device" && p.AuthorizeURL == "" {
-			d.fail(flows, `flow %q of %s needs "authorize_url"`, flow, n.section())
+			d.fail(flows, `flow %q of %s needs "authorize_url", or "issuer" to find it`, flow, n.section())
 		}
 	}
 }
 
-// redirect checks where the browser is sent after the login: to a listener of ours, or to a page that shows the code.
+// redirect checks where the browser is sent after the login: to a listener of ours, or to a page that shows the code. Flows that
+// are not known yet (nil) will be chosen such that they fit.
 func (d *decoder) redirect(n *node, u *url.URL, flows []string) {
 	if u == nil {
 		return
 	}
-	browser, paste := slices.Contains(flows, "browser"), slices.Contains(flows, "paste")
+	browser, paste := slices.Contains(flows, "browser"), flows == nil || slices.Contains(flows, "paste")
 	switch {
 	case u.Scheme == "http" && isLoopback(u.Hostname()):
 		if u.RawQuery != "" || u.ForceQuery {
@@ -162,12 +176,21 @@ func (d *decoder) redirect(n *node, u *url.URL, flows []string) {
 	}
 }
 
-func (d *decoder) endpoint(n *node, dst *string) {
+// endpoint reads a URL to which secrets may be sent. It is nil if there is none, or a bad one.
+func (d *decoder) endpoint(n *node, dst *string) *url.URL {
 	u := d.url(n, dst)
 	if u == nil || u.Scheme == "https" || u.Scheme == "http" && isLoopback(u.Hostname()) {
-		return
+		return u
 	}
 	d.fail(n, "%s must be https (or http on loopback)", n)
+	return nil
+}
+
+// issuer reads an issuer identifier: an endpoint without query and fragment (RFC 8414, section 2).
+func (d *decoder) issuer(n *node, dst *string) {
+	if u := d.endpoint(n, dst); u != nil && (u.RawQuery != "" || u.ForceQuery) {
+		d.fail(n, "%s must not have a query", n)
+	}
 }
 
 // url reads an absolute http or https URL. Its text is never printed: a password or token could be in it.
