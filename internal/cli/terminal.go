@@ -20,8 +20,11 @@ func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 // paint colours text for f, or leaves it as it is: colours are for terminals that can show them, and NO_COLOR (not
 // empty, https://no-color.org) turns them off.
 func (a *app) paint(f *os.File) painter {
-	return painter(os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && isTerminal(f))
+	return painter(os.Getenv("NO_COLOR") == "" && !dumb() && isTerminal(f))
 }
+
+// dumb reports whether terminals are said to know no escape sequences.
+func dumb() bool { return os.Getenv("TERM") == "dumb" }
 
 type painter bool
 
@@ -119,12 +122,25 @@ func jsonFlag(c *cobra.Command, asJSON *bool) {
 	c.Flags().BoolVar(asJSON, "json", false, "print JSON, for programs (fields: docs/commands.md)")
 }
 
+// cut is s in so many columns at most, if they are known (1 or more): a line that is drawn over must not wrap.
+func cut(s string, columns int) string {
+	if columns < 1 || utf8.RuneCountInString(s) <= columns {
+		return s
+	}
+	return string([]rune(s)[:columns-1]) + "…"
+}
+
 // wait is something that people have to wait for.
 type wait struct {
 	what  string
 	limit time.Duration // how long it may take
-	soon  bool          // usually too short to speak of: shown only when it is not
-	ctrlC string        // what Ctrl-C does: "cancels"
+
+	// until, if it is there, is asked in place of limit again and again: it may change while this is shown. The zero
+	// Time says that nobody knows. A goroutine of the wait calls it.
+	until func() time.Time
+
+	soon  bool   // usually too short to speak of: shown only when it is not
+	ctrlC string // what Ctrl-C does: "cancels"
 }
 
 // What Ctrl-C does to a wait.
@@ -144,17 +160,26 @@ const (
 // waiting shows on stderr what is waited for and how long: a line that moves on a terminal, one plain line elsewhere.
 // The returned function ends it and waits for its goroutine.
 func (a *app) waiting(w wait) (stop func()) {
-	moving := isTerminal(a.stderr) && os.Getenv("TERM") != "dumb"
+	moving := isTerminal(a.stderr) && !dumb()
 	ctrlC := ""
 	if w.ctrlC != "" {
 		ctrlC = "; Ctrl-C " + w.ctrlC
 	}
-	plain := func() { fmt.Fprintf(a.stderr, "waiting for %s, for up to %s%s\n", w.what, atMost(w.limit), ctrlC) }
+	if w.until == nil {
+		end := time.Now().Add(w.limit)
+		w.until = func() time.Time { return end }
+	}
+	plain := func() {
+		limit := ""
+		if end := w.until(); !end.IsZero() {
+			limit = ", for up to " + atMost(max(0, time.Until(end)))
+		}
+		fmt.Fprintf(a.stderr, "waiting for %s%s%s\n", w.what, limit, ctrlC)
+	}
 	if !moving && !w.soon {
 		plain()
 		return func() {}
 	}
-	begun := time.Now()
 	quit := make(chan struct{})
 	var showing sync.WaitGroup
 	showing.Go(func() {
@@ -177,8 +202,12 @@ func (a *app) waiting(w wait) (stop func()) {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
 		for i := 0; ; i++ {
-			left := max(0, w.limit-time.Since(begun)).Round(time.Second)
-			fmt.Fprintf(a.stderr, "\r\x1b[K%s waiting for %s, %s left%s", frames[i%len(frames)], w.what, left, ctrlC)
+			left := ""
+			if end := w.until(); !end.IsZero() {
+				left = fmt.Sprintf(", %s left", max(0, time.Until(end)).Round(time.Second))
+			}
+			line := frames[i%len(frames)] + " waiting for " + w.what + left + ctrlC
+			fmt.Fprint(a.stderr, "\r\x1b[K"+cut(line, width(a.stderr)-1))
 			select {
 			case <-tick.C:
 			case <-quit:

@@ -1,0 +1,12 @@
+//go:build !linux
+
+package cli
+
+import "golang.org/x/sys/unix"
+
+// What reads a terminal's settings, changes them, and changes them after dropping what was typed.
+const (
+	getTermios      = unix.TIOCGETA
+	setTermios      = unix.TIOCSETA
+	setTermiosFlush = unix.TIOCSETAF
+)
