@@ -8,6 +8,8 @@
 //	defer c.Close()
 //	token, err := c.Tokens().Token(ctx, "anthropic", "default") // nil, nil when there is no login
 //
+// [Client.Login] logs a person in, with a [LoginFace] of the program's own to show what there is to do.
+//
 // Failures that the proxy reports are [*wire.Error] values, compared by code: errors.Is(err, wire.ErrUnauthorized).
 package client
 
@@ -182,6 +184,12 @@ func (c *Client) connectLocked() *attempt {
 // call sends the request and waits for its answer: at most [requestTimeout], or until ctx is done. A request that is
 // given up is cancelled at the server, where the version has that.
 func (c *Client) call(ctx context.Context, r *wire.Request) (json.RawMessage, error) {
+	return c.callFor(ctx, 0, r)
+}
+
+// callFor is call that, once it has cancelled the request, waits so much longer for its answer: what comes then is returned
+// besides the error.
+func (c *Client) callFor(ctx context.Context, longer time.Duration, r *wire.Request) (json.RawMessage, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, requestTimeout, ErrTimeout)
 	defer cancel()
 	if ctx.Err() != nil { // a select with a free slot, or with an answer that comes at once, might go on all the same
@@ -214,8 +222,20 @@ func (c *Client) call(ctx context.Context, r *wire.Request) (json.RawMessage, er
 		return got.data, got.err
 	case <-ctx.Done():
 	}
-	if c.forget(conn, r.ID) {
+	if longer > 0 {
 		c.cancel(conn, r.ID)
+		late := time.NewTimer(longer)
+		defer late.Stop()
+		select {
+		case got := <-answer:
+			return got.data, cause(ctx)
+		case <-late.C:
+		}
+	}
+	if c.forget(conn, r.ID) {
+		if longer == 0 {
+			c.cancel(conn, r.ID)
+		}
 		return nil, cause(ctx)
 	}
 	got := <-answer // it came at the same moment
