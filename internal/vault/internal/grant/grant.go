@@ -30,12 +30,19 @@ type Grant struct {
 	// program that shares the store. Values are JSON.
 	Fields []wire.Field
 
+	// ClientID is the client id that the provider issued together with this login, "" where it does not do that. It stays on
+	// the host.
+	ClientID string
+
 	// Saved names the Fields that a client saved itself: those go back inside as they came.
 	Saved []string
 }
 
-// savedMember is the member of the stored form that holds Grant.Saved. Other programs keep members they do not know.
-const savedMember = "credproxy_saved"
+// Members of the stored form that hold Grant.Saved and Grant.ClientID. Other programs keep members they do not know.
+const (
+	savedMember  = "credproxy_saved"
+	clientMember = "credproxy_client_id"
+)
 
 const redacted = "grant(redacted)"
 
@@ -60,11 +67,12 @@ func Parse(sealed secret.String) (*Grant, error) {
 	refresh, ok2 := jsonString(members, "refresh_token")
 	kind, ok3 := jsonString(members, "token_type")
 	scope, ok4 := jsonString(members, "scope")
-	if !ok1 || !ok2 || !ok3 || !ok4 || access == "" {
+	client, ok5 := jsonString(members, clientMember)
+	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 || access == "" {
 		return nil, ErrMalformed
 	}
 	g.AccessToken, g.RefreshToken = secret.New(access), secret.New(refresh)
-	g.TokenType, g.Scope = kind, scope
+	g.TokenType, g.Scope, g.ClientID = kind, scope, client
 	if raw, ok := members["expiry"]; ok {
 		var seconds float64
 		if json.Unmarshal(raw, &seconds) != nil || math.IsNaN(seconds) || seconds < 0 || seconds > math.MaxInt64/2 {
@@ -87,7 +95,7 @@ func Parse(sealed secret.String) (*Grant, error) {
 // own reports whether the stored form has a place of its own for the member.
 func own(name string) bool {
 	switch name {
-	case "access_token", "refresh_token", "expiry", "token_type", "scope", savedMember:
+	case "access_token", "refresh_token", "expiry", "token_type", "scope", savedMember, clientMember:
 		return true
 	}
 	return false
@@ -111,7 +119,7 @@ func jsonString(members map[string]json.RawMessage, name string) (s string, ok b
 
 // Seal returns the stored form, which [Parse] and the original client read.
 func (g *Grant) Seal() secret.String {
-	members := make(map[string]any, len(g.Fields)+6)
+	members := make(map[string]any, len(g.Fields)+7)
 	for _, f := range g.Fields {
 		members[f.Name] = f.Value
 	}
@@ -123,6 +131,9 @@ func (g *Grant) Seal() secret.String {
 	}
 	if g.Scope != "" {
 		members["scope"] = g.Scope
+	}
+	if g.ClientID != "" {
+		members[clientMember] = g.ClientID
 	}
 	if len(g.Saved) > 0 {
 		members[savedMember] = g.Saved
@@ -138,7 +149,7 @@ func (g *Grant) Seal() secret.String {
 }
 
 // Merge combines a stored grant with a provider's newer answer (RFC 6749 section 6): the access token, its expiry and
-// its type always come from the answer, the refresh token only if the answer has one, every other field from the
+// its type always come from the answer, the refresh token and the client's id only if the answer has one, every other field from the
 // answer if it is there and from the stored grant otherwise. old may be nil.
 func Merge(old, answer *Grant) *Grant {
 	merged := *answer
@@ -152,6 +163,9 @@ func Merge(old, answer *Grant) *Grant {
 	}
 	if merged.Scope == "" {
 		merged.Scope = old.Scope
+	}
+	if merged.ClientID == "" {
+		merged.ClientID = old.ClientID
 	}
 	merged.keep(old)
 	if !merged.RefreshToken.Equal(old.RefreshToken) {
@@ -213,7 +227,7 @@ func MergeSaved(old *Grant, t *wire.Token) *Grant {
 	if old == nil {
 		return merged
 	}
-	merged.RefreshToken = old.RefreshToken
+	merged.RefreshToken, merged.ClientID = old.RefreshToken, old.ClientID
 	if merged.Scope == "" {
 		merged.Scope = old.Scope
 	}

@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -37,9 +38,9 @@ func (p *Provider) parse(a Answer, old *grant.Grant, refreshing bool) (*grant.Gr
 	if old == nil {
 		old = &grant.Grant{}
 	}
-	members := decode(a.Body)
+	members, d := decode(a.Body), p.dialect().Token
 	g := &grant.Grant{
-		AccessToken:  secret.New(text(members["access_token"])),
+		AccessToken:  secret.New(text(members[cmp.Or(d.Access, "access_token")])),
 		RefreshToken: secret.New(text(members["refresh_token"])),
 		TokenType:    text(members["token_type"]),
 		Scope:        scope(members["scope"]),
@@ -66,8 +67,11 @@ func (p *Provider) parse(a Answer, old *grant.Grant, refreshing bool) (*grant.Gr
 		g.TokenType = "Bearer"
 	}
 	g.Expiry = expiry(members["expires_in"], g.AccessToken.Reveal(), a.Sent)
-	if d := dialects[p.Dialect]; d.account != nil {
-		if id := d.account(text(members["id_token"]), g.AccessToken.Reveal()); id != "" && printable(id) {
+	if g.Expiry == 0 && d.Lifetime > 0 {
+		g.Expiry = expiry(json.RawMessage(strconv.Itoa(int(d.Lifetime/time.Second))), "", a.Sent)
+	}
+	if len(d.Account) > 0 {
+		if id := account(d.Account, text(members["id_token"]), g.AccessToken.Reveal()); id != "" && printable(id) {
 			members["account_id"], _ = json.Marshal(id) // a string always marshals
 		}
 	}

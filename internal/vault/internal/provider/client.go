@@ -28,9 +28,15 @@ type Client struct {
 	http  *http.Client
 	limit time.Duration // of a request: requestTimeout
 
-	mu     sync.Mutex      // guards inBody
-	inBody map[string]bool // by endpoint and client: where its secret was accepted last, in the body or else by HTTP Basic
+	install func() (string, error) // this installation's UUID
+
+	mu      sync.Mutex          // guards what follows
+	inBody  map[string]bool     // by endpoint and client: where its secret was accepted last, in the body or else by HTTP Basic
+	issuers map[string]metadata // by issuer
 }
+
+// userAgent says who asks. It never names another client.
+const userAgent = "credproxy"
 
 // NewClient makes a client with TLS 1.2 or newer, the proxy of the environment (HTTPS_PROXY, NO_PROXY) and its own
 // time limits. It follows no redirects: a redirected token request would carry its credential to another place.
@@ -44,31 +50,15 @@ func NewClientWith(rt http.RoundTripper) *Client {
 			Transport:     rt,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		limit:  requestTimeout,
-		inBody: map[string]bool{},
+		limit:   requestTimeout,
+		install: sync.OnceValues(func() (string, error) { return newUUID(), nil }),
+		inBody:  map[string]bool{},
+		issuers: map[string]metadata{},
 	}
 }
 
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
-
-// Exchange turns an authorization code into a grant (RFC 6749 section 4.1.3, RFC 7636 section 4.5). Errors are
-// *Error.
-func (c *Client) Exchange(ctx context.Context, p *Provider, code, redirect string, verifier, clientSecret secret.String) (*grant.Grant, error) {
-	r, err := c.post(ctx, p, p.TokenURL, clientSecret, url.Values{
-		"grant_type":    {"authorization_code"},
-		"code":          {code},
-		"redirect_uri":  {redirect},
-		"code_verifier": {verifier.Reveal()},
-	}, nil)
-	if err != nil {
-		return nil, err
-	}
-	if r.status/100 != 2 {
-		return nil, p.refused(r, false)
-	}
-	return p.parse(Answer{r.body, r.sent}, nil, false)
-}
 
 // Refresh makes one refresh request (RFC 6749 section 6), without retries; only a refused client authentication, which
 // uses up no token, is tried in the other of its two places. received is called with every 2xx answer as soon as it was
@@ -84,10 +74,18 @@ func (c *Client) Refresh(ctx context.Context, p *Provider, old *grant.Grant, cli
 	if p.ClientSecretKey != "" && clientSecret.IsZero() {
 		return nil, p.MissingSecret()
 	}
-	r, err := c.post(ctx, p, p.TokenURL, clientSecret, url.Values{
-		"grant_type":    {"refresh_token"},
-		"refresh_token": {old.RefreshToken.Reveal()},
-	}, received)
+	p, err := c.resolve(ctx, p.For(old), false)
+	if err != nil {
+		return nil, err
+	}
+	d := p.dialect().Token
+	params := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {old.RefreshToken.Reveal()}}
+	for name, value := range d.Params {
+		params.Set(name, value)
+	}
+	r, err := c.post(ctx, p, request{
+		endpoint: p.TokenURL, params: params, json: p.inJSON(d.RefreshJSON), secret: clientSecret, received: received,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -104,11 +102,25 @@ func (c *Client) Refresh(ctx context.Context, p *Provider, old *grant.Grant, cli
 // Revoke asks the provider to revoke a token (RFC 7009). hint is "refresh_token" or "access_token". A provider that
 // does not know the token answers success, as the RFC wants. Errors are *Error.
 func (c *Client) Revoke(ctx context.Context, p *Provider, token secret.String, hint string, clientSecret secret.String) error {
+	p, err := c.resolve(ctx, p, false)
+	if err != nil {
+		return err
+	}
 	if p.RevokeURL == "" {
 		return &Error{Kind: Refused, Provider: p.Name, reason: "it has no revocation endpoint (revoke_url)"}
 	}
-	params := url.Values{"token": {token.Reveal()}, "token_type_hint": {hint}}
-	r, err := c.post(ctx, p, p.RevokeURL, clientSecret, params, nil)
+	d := p.dialect().Revoke
+	req := request{
+		endpoint:  p.RevokeURL,
+		params:    url.Values{"token": {token.Reveal()}},
+		json:      p.inJSON(d.JSON),
+		anonymous: d.TokenOnly || d.RefreshClient && hint != "refresh_token",
+		secret:    clientSecret,
+	}
+	if !d.TokenOnly {
+		req.params.Set("token_type_hint", hint)
+	}
+	r, err := c.post(ctx, p, req)
 	if err != nil {
 		return err
 	}
@@ -120,6 +132,17 @@ func (c *Client) Revoke(ctx context.Context, p *Provider, token secret.String, h
 		e.reason = "it did not revoke the token"
 	}
 	return e
+}
+
+// request is one POST to a provider.
+type request struct {
+	endpoint  string
+	params    url.Values // the client's id and secret are added
+	json      bool       // a JSON object instead of a form
+	anonymous bool       // nothing says which client asks
+	header    http.Header
+	secret    secret.String
+	received  func(Answer) // may be nil; see Client.Refresh
 }
 
 // reply is an answer to one request, with a body of at most maxBody bytes.
@@ -149,19 +172,23 @@ func (p *Provider) refused(r *reply, refreshing bool) *Error {
 }
 
 // send makes one request and reads its answer. The error is an *Error.
-func (c *Client) send(ctx, limit context.Context, p *Provider, endpoint string, params url.Values, basic secret.String, received func(Answer)) (*reply, error) {
-	payload, contentType := encode(p, params)
+func (c *Client) send(ctx, limit context.Context, p *Provider, r request, basic secret.String) (*reply, error) {
+	params, received := r.params, r.received
+	payload, contentType := encode(r)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(limit, func() { cancel(limit.Err()) })
 	defer stop()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(payload))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.endpoint, strings.NewReader(payload))
 	if err != nil {
 		return nil, &Error{Kind: Malformed, Provider: p.Name, reason: "its endpoint is not a URL"}
 	}
+	for name, values := range r.header {
+		req.Header[name] = values
+	}
 	req.Header.Set("Content-Type", contentType)
 	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", "credproxy")
+	req.Header.Set("User-Agent", userAgent)
 	if !basic.IsZero() {
 		// "encoded using the application/x-www-form-urlencoded encoding algorithm" (RFC 6749 section 2.3.1).
 		req.SetBasicAuth(url.QueryEscape(p.ClientID), url.QueryEscape(basic.Reveal()))
@@ -215,12 +242,12 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-func encode(p *Provider, params url.Values) (payload, contentType string) {
-	if !p.JSONBody {
-		return params.Encode(), "application/x-www-form-urlencoded"
+func encode(r request) (payload, contentType string) {
+	if !r.json {
+		return r.params.Encode(), "application/x-www-form-urlencoded"
 	}
-	object := make(map[string]string, len(params))
-	for name, values := range params {
+	object := make(map[string]string, len(r.params))
+	for name, values := range r.params {
 		object[name] = values[0]
 	}
 	b, _ := json.Marshal(object) // a map of strings always marshals

@@ -3,7 +3,6 @@ package provider
 import (
 	"context"
 	"net/http"
-	"net/url"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 )
@@ -12,27 +11,29 @@ import (
 // support, or in the body (RFC 6749 section 2.3.1): first where it was accepted last, then, if the client is refused, in
 // the other place. A server authenticates the client before it looks at a code or a token, so the refused request used
 // up neither.
-func (c *Client) post(ctx context.Context, p *Provider, endpoint string, clientSecret secret.String, params url.Values, received func(Answer)) (*reply, error) {
+func (c *Client) post(ctx context.Context, p *Provider, req request) (*reply, error) {
 	limit, cancel := WithRunningTimeout(ctx, c.limit)
 	defer cancel()
-	params.Set("client_id", p.ClientID)
-	if clientSecret.IsZero() {
-		return c.send(ctx, limit, p, endpoint, params, secret.String{}, received)
+	if !req.anonymous {
+		req.params.Set("client_id", p.ClientID)
+	}
+	if req.anonymous || req.secret.IsZero() {
+		return c.send(ctx, limit, p, req, secret.String{})
 	}
 	authenticated := func(inBody bool) (*reply, error) {
 		if !inBody {
-			params.Del("client_secret")
-			return c.send(ctx, limit, p, endpoint, params, clientSecret, received)
+			req.params.Del("client_secret")
+			return c.send(ctx, limit, p, req, req.secret)
 		}
-		params.Set("client_secret", clientSecret.Reveal())
-		return c.send(ctx, limit, p, endpoint, params, secret.String{}, received)
+		req.params.Set("client_secret", req.secret.Reveal())
+		return c.send(ctx, limit, p, req, secret.String{})
 	}
-	who := endpoint + " " + p.ClientID
+	who := req.endpoint + " " + p.ClientID
 	c.mu.Lock()
 	inBody, known := c.inBody[who]
 	c.mu.Unlock()
 	if !known {
-		inBody = dialects[p.Dialect].secretInBody
+		inBody = p.dialect().Token.SecretInBody
 	}
 	r, err := authenticated(inBody)
 	if err == nil && clientRefused(r, known) {

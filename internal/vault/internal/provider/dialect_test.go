@@ -1,7 +1,9 @@
 package provider
 
 import (
+	"cmp"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +12,7 @@ import (
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/oauthtest"
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	"github.com/credproxy/credproxy/internal/vault/internal/provider/gemini"
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 )
 
@@ -141,7 +144,7 @@ func TestErrors(t *testing.T) {
 // Of a login, a refused code says nothing about a refresh token.
 func TestExchangeRevokesNothing(t *testing.T) {
 	w := start(t, false, "oauth2", oauthtest.Options{})
-	_, err := w.c.Exchange(t.Context(), w.p, "test-code", "http://127.0.0.1/callback", secret.New(verifier), secret.String{})
+	_, err := w.c.Exchange(t.Context(), w.authorize(t), url.Values{"code": {"test-code"}}, secret.String{})
 	if e := asError(t, err); e.Kind != Refused || e.Code != "invalid_grant" || e.Revoked {
 		t.Errorf("%+v", e)
 	}
@@ -149,43 +152,29 @@ func TestExchangeRevokesNothing(t *testing.T) {
 
 // Each dialect's refresh against a server that rotates and detects reuse.
 func TestRefreshByDialect(t *testing.T) {
-	for dialect, d := range dialects {
-		t.Run(dialect, func(t *testing.T) {
-			encoding := oauthtest.FormBody
-			if d.json {
-				encoding = oauthtest.JSONBody
-			}
-			id := d.clientID
-			if id == "" {
-				id = "acme-client"
-			}
-			s, err := oauthtest.Start(oauthtest.Options{Encoding: encoding, Clients: []oauthtest.Client{{ID: id, RedirectURIs: []string{"http://127.0.0.1/callback"}}}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Close(t.Context())
-			described := &config.Provider{Name: "acme", Dialect: dialect, AuthorizeURL: s.EndpointURL(oauthtest.Authorize), TokenURL: s.EndpointURL(oauthtest.Token)}
-			if dialect == "oauth2" {
-				described.ClientID = id
-			}
-			w := &world{s, NewClient(), FromConfig(described)}
+	for name, d := range dialects {
+		if d.Authorize.Callback != "" || d.Authorize.IssuesClient {
+			continue // they log in as no other does
+		}
+		t.Run(name, func(t *testing.T) {
+			w := start(t, false, name, oauthtest.Options{})
 			g := w.login(t, secret.String{})
 			for range 3 {
 				next, err := w.refresh(g, secret.String{})
 				if err != nil {
 					t.Fatal(err)
 				}
-				if next.RefreshToken.IsZero() || next.RefreshToken.Equal(g.RefreshToken) || !s.Valid(next.AccessToken.Reveal()) {
+				if next.RefreshToken.IsZero() || next.RefreshToken.Equal(g.RefreshToken) || !w.s.Valid(next.AccessToken.Reveal()) {
 					t.Error("the new tokens did not arrive")
 				}
 				g = grant.Merge(g, next)
 			}
-			for _, use := range s.RefreshUses() {
+			for _, use := range w.s.RefreshUses() {
 				if use.Outcome != oauthtest.Accepted {
 					t.Errorf("a refresh token was %s", use.Outcome)
 				}
 			}
-			last := s.Requests(oauthtest.Token)[3]
+			last := w.s.Requests(oauthtest.Token)[3]
 			names := []string{"client_id", "grant_type", "refresh_token"}
 			for name := range last.Params {
 				if !slices.Contains(names, name) {
@@ -195,6 +184,9 @@ func TestRefreshByDialect(t *testing.T) {
 			if last.Header.Get("Accept") != "application/json" || last.Header.Get("Authorization") != "" {
 				t.Errorf("headers: %v", last.Header)
 			}
+			if json := last.Header.Get("Content-Type") == "application/json"; json != d.Token.RefreshJSON {
+				t.Errorf("the request is JSON: %t", json)
+			}
 		})
 	}
 }
@@ -203,34 +195,51 @@ func TestBuiltin(t *testing.T) {
 	for _, name := range []string{"KIMI_CODE_OAUTH_HOST", "ANTHROPIC_BASE_URL", "OPENAI_BASE_URL", "XAI_OAUTH_ISSUER"} {
 		t.Setenv(name, "https://elsewhere.example")
 	}
-	for name, token := range map[string]string{
-		"anthropic": "https://platform.claude.com/v1/oauth/token",
-		"codex":     "https://auth.openai.com/oauth/token",
-		"gemini":    "https://oauth2.googleapis.com/token",
-		"qwen":      "https://chat.qwen.ai/api/v1/oauth2/token",
-		"github":    "https://github.com/login/oauth/access_token",
-		"xai":       "https://auth.x.ai/oauth2/token",
-		"kimi":      "https://auth.kimi.com/api/oauth/token",
-	} {
+	endpoints := map[string][4]string{ // authorize, token, device, revoke
+		"anthropic":  {"https://claude.ai/oauth/authorize", "https://platform.claude.com/v1/oauth/token", "", ""},
+		"codex":      {"https://auth.openai.com/oauth/authorize", "https://auth.openai.com/oauth/token", "https://auth.openai.com/api/accounts/deviceauth/usercode", "https://auth.openai.com/oauth/revoke"},
+		"chatgpt":    {"https://auth.openai.com/api/accounts/authorize", "https://auth.openai.com/api/accounts/oauth/token", "", ""},
+		"gemini":     {"https://accounts.google.com/o/oauth2/v2/auth", "https://oauth2.googleapis.com/token", "", "https://oauth2.googleapis.com/revoke"},
+		"qwen":       {"", "https://chat.qwen.ai/api/v1/oauth2/token", "https://chat.qwen.ai/api/v1/oauth2/device/code", ""},
+		"github":     {"", "https://github.com/login/oauth/access_token", "https://github.com/login/device/code", ""},
+		"xai":        {"", "https://auth.x.ai/oauth2/token", "https://auth.x.ai/oauth2/device/code", ""},
+		"kimi":       {"", "https://auth.kimi.com/api/oauth/token", "https://auth.kimi.com/api/oauth/device_authorization", ""},
+		"openrouter": {"https://openrouter.ai/auth", "https://openrouter.ai/api/v1/auth/keys", "", ""},
+	}
+	flows := map[string]string{"anthropic": "paste browser", "codex": "browser device", "gemini": "paste browser", "chatgpt": "browser", "openrouter": "browser"}
+	status := map[string]string{"anthropic": "restricted", "gemini": "discontinued", "qwen": "discontinued"}
+	for _, name := range config.BuiltinProviders {
 		p, ok := Builtin(name)
-		if !ok || p.Name != name || p.Dialect != name || p.TokenURL != token || p.ClientID == "" {
+		if !ok || p.Name != name || p.Dialect != name || (p.ClientID == "") != (name == "openrouter") {
 			t.Errorf("%s: %+v", name, p)
 			continue
 		}
-		if !slices.Contains(config.BuiltinProviders, name) {
-			t.Errorf("%s can be described in the configuration, which would redirect it", name)
+		if got := [4]string{p.AuthorizeURL, p.TokenURL, p.DeviceURL, p.RevokeURL}; got != endpoints[name] {
+			t.Errorf("%s: endpoints %q", name, got)
 		}
-		if (p.ClientSecretKey != "") != (name == "gemini") || p.JSONBody != (name == "anthropic" || name == "codex") {
-			t.Errorf("%s: secret key %q, JSON %t", name, p.ClientSecretKey, p.JSONBody)
+		if got := strings.Join(p.Flows, " "); got != cmp.Or(flows[name], "device") {
+			t.Errorf("%s: flows %s", name, got)
 		}
-		p.TokenURL = "https://elsewhere.example"
-		if again, _ := Builtin(name); again.TokenURL != token {
+		if s, sentence := Terms(name); s != cmp.Or(status[name], "ok") || status[name] != "" && sentence == "" {
+			t.Errorf("%s: terms %s, %q", name, s, sentence)
+		}
+		if (p.ClientSecretKey != "") != (name == "gemini") || p.Encoding != "" {
+			t.Errorf("%s: secret key %q, encoding %q", name, p.ClientSecretKey, p.Encoding)
+		}
+		p.TokenURL, p.Flows[0] = "https://elsewhere.example", "changed"
+		if again, _ := Builtin(name); again.TokenURL != endpoints[name][1] || again.Flows[0] == "changed" {
 			t.Errorf("%s: a caller changed it for everybody", name)
 		}
+		if !slices.Contains(config.Dialects, name) {
+			t.Errorf("no provider can be described that talks like %s", name)
+		}
 	}
-	for _, name := range []string{"oauth2", "chatgpt", "openrouter", "acme", "", "Codex"} {
+	for _, name := range []string{"oauth2", "acme", "", "Codex"} {
 		if _, ok := Builtin(name); ok {
 			t.Errorf("%q is built in", name)
+		}
+		if s, sentence := Terms(name); s != "ok" || sentence != "" {
+			t.Errorf("%q: terms %s, %q", name, s, sentence)
 		}
 	}
 	for _, name := range config.Dialects {
@@ -272,25 +281,27 @@ func (r refuseAll) RoundTrip(*http.Request) (*http.Response, error) {
 
 func TestFromConfig(t *testing.T) {
 	for _, c := range []struct {
-		described config.Provider
-		id        string
-		json      bool
+		described      config.Provider
+		id             string
+		exchange, then bool // JSON
 	}{
-		{config.Provider{Dialect: "oauth2", ClientID: "acme", TokenEncoding: "form"}, "acme", false},
-		{config.Provider{Dialect: "oauth2", ClientID: "acme", TokenEncoding: "json"}, "acme", true},
-		{config.Provider{Dialect: "codex"}, "app_EMoamEEZ73f0CkXaXp7hrann", true},
-		{config.Provider{Dialect: "codex", ClientID: "acme", TokenEncoding: "form"}, "acme", false},
-		{config.Provider{Dialect: "anthropic"}, "9d1c250a-e61b-44d9-88ed-5944d1962f5e", true},
-		{config.Provider{Dialect: "qwen", TokenEncoding: "json"}, "f0304373b74a44d2b584a3fb70ca9e56", true},
-		{config.Provider{Dialect: "gemini"}, dialects["gemini"].clientID, false},
-		{config.Provider{Dialect: "github", ClientID: "Iv1.test"}, "Iv1.test", false},
+		{config.Provider{Dialect: "oauth2", ClientID: "acme", TokenEncoding: "form"}, "acme", false, false},
+		{config.Provider{Dialect: "oauth2", ClientID: "acme", TokenEncoding: "json"}, "acme", true, true},
+		{config.Provider{Dialect: "codex"}, "app_EMoamEEZ73f0CkXaXp7hrann", false, true},
+		{config.Provider{Dialect: "codex", ClientID: "acme", TokenEncoding: "form"}, "acme", false, false},
+		{config.Provider{Dialect: "anthropic"}, "9d1c250a-e61b-44d9-88ed-5944d1962f5e", true, true},
+		{config.Provider{Dialect: "qwen", TokenEncoding: "json"}, "f0304373b74a44d2b584a3fb70ca9e56", true, true},
+		{config.Provider{Dialect: "gemini"}, gemini.Dialect.ClientID, false, false},
+		{config.Provider{Dialect: "github", ClientID: "Iv1.test"}, "Iv1.test", false, false},
+		{config.Provider{Dialect: "openrouter"}, "", true, false},
 	} {
 		c.described.TokenURL = "https://acme.example/token"
 		p := FromConfig(&c.described)
-		if p.ClientID != c.id || p.JSONBody != c.json {
-			t.Errorf("%+v: client id %q, JSON %t", c.described, p.ClientID, p.JSONBody)
+		d := p.dialect().Token
+		if p.ClientID != c.id || p.inJSON(d.ExchangeJSON) != c.exchange || p.inJSON(d.RefreshJSON) != c.then {
+			t.Errorf("%+v: client id %q, JSON %t %t", c.described, p.ClientID, p.inJSON(d.ExchangeJSON), p.inJSON(d.RefreshJSON))
 		}
-		if p.TokenURL != "https://acme.example/token" || p.RevokeURL != "" || p.AuthorizeURL != "" || p.ClientSecretKey != "" {
+		if p.TokenURL != "https://acme.example/token" || p.RevokeURL != "" || p.AuthorizeURL != "" || p.DeviceURL != "" || p.ClientSecretKey != "" || p.Flows != nil {
 			t.Errorf("%s: it has something of the built-in provider: %+v", p.Dialect, p)
 		}
 	}
@@ -327,7 +338,7 @@ func TestRequestFingerprint(t *testing.T) {
 		"secret":        func(r *request) { r.s = secret.String{} },
 		"client id":     func(r *request) { r.p.ClientID = "id2" },
 		"endpoint":      func(r *request) { r.p.TokenURL += "2" },
-		"encoding":      func(r *request) { r.p.JSONBody = true },
+		"encoding":      func(r *request) { r.p.Encoding = "json" },
 		"dialect":       func(r *request) { r.p.Dialect = "codex" },
 		"a shifted border": func(r *request) {
 			r.p.ClientID, r.s = "i", secret.New("d"+testSecret)

@@ -22,6 +22,14 @@ const (
 	Malformed
 	// Unclear: the provider said no for a reason that is not known here, so it may change its mind.
 	Unclear
+	// Pending: of a login by device code, the person is not done yet; ask again after the interval.
+	Pending
+	// SlowDown: as Pending, but from now on with Error.Interval, or with 5 s more if that is 0.
+	SlowDown
+	// Denied: the person, or the provider for them, said no to the login.
+	Denied
+	// Expired: the code of the login is over before the person was done.
+	Expired
 )
 
 // Error is a failed request to a provider. Its text is made of constants, the provider's name, the HTTP status and an
@@ -32,6 +40,7 @@ type Error struct {
 	Status     int           // HTTP status; 0 when there was no answer or the status was 200
 	Code       string        // OAuth error code such as invalid_grant, lower case; "" when there was none
 	RetryAfter time.Duration // how long the provider wants to be left alone, at most an hour; 0 when it did not say
+	Interval   time.Duration // of SlowDown: the new interval between polls; 0 is 5 s more than before
 	Revoked    bool          // of a refresh: this refresh token is dead for good
 	reason     string        // a constant of this package
 	hint       string        // what to do, behind the reason; it may name this machine's configuration
@@ -64,6 +73,7 @@ func (e *Error) Unwrap() error { return e.err }
 var (
 	transientCodes = []string{"temporarily_unavailable", "server_error", "slow_down", "rate_limit_error"}
 	// Never about the token: RFC 6749 section 5.2, and GitHub's own name for invalid_client.
+	deniedCodes = []string{"access_denied", "authorization_denied"}
 	clientCodes = []string{"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope", "incorrect_client_credentials"}
 )
 
@@ -79,7 +89,7 @@ func (p *Provider) failure(status int, body []byte, refreshing bool) *Error {
 	if status/100 == 2 {
 		e.Status = 0
 	}
-	d := dialects[p.Dialect]
+	d := p.dialect().Token
 	refuse := func(dead bool) {
 		e.Kind, e.reason, e.Revoked = Refused, "it refused the request", dead && refreshing
 	}
@@ -90,7 +100,7 @@ func (p *Provider) failure(status int, body []byte, refreshing bool) *Error {
 		e.Kind, e.Code, e.reason = Malformed, "", "it answered with a redirect, which is not followed"
 	case slices.Contains(clientCodes, code):
 		refuse(false)
-	case code == "invalid_grant", slices.Contains(d.deadCodes, code), slices.Contains(d.deadStatuses, status):
+	case code == "invalid_grant", slices.Contains(d.DeadCodes, code), slices.Contains(d.DeadStatuses, status):
 		refuse(true)
 	case code == "invalid_request", status == http.StatusUnauthorized:
 		refuse(false)
@@ -131,7 +141,7 @@ func text(raw json.RawMessage) string {
 }
 
 // codeWords are what OAuth error codes are made of: those of the IANA registry of OAuth parameters, of OpenID Connect,
-// and of the providers in dialect.go.
+// and of the providers in the dialects.
 var codeWords = func() map[string]bool {
 	words := map[string]bool{}
 	for word := range strings.FieldsSeq(`

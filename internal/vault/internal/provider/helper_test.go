@@ -20,10 +20,7 @@ import (
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 )
 
-const (
-	testSecret = "test-client-secret-1"
-	verifier   = "test-verifier-0123456789-0123456789-0123456789"
-)
+const testSecret = "test-client-secret-1"
 
 // world is an authorisation server, a client and the provider acme that both know.
 type world struct {
@@ -36,7 +33,7 @@ type world struct {
 func start(t *testing.T, pipe bool, dialect string, o oauthtest.Options) *world {
 	t.Helper()
 	if len(o.Clients) == 0 {
-		id := dialects[dialect].clientID
+		id := (&Provider{Dialect: dialect}).dialect().ClientID
 		if id == "" {
 			id = "acme-client"
 		}
@@ -71,14 +68,21 @@ func start(t *testing.T, pipe bool, dialect string, o oauthtest.Options) *world 
 	return &world{s, c, p}
 }
 
-// login gets a grant as a person would.
-func (w *world) login(t *testing.T, clientSecret secret.String) *grant.Grant {
+// authorize begins a login.
+func (w *world) authorize(t *testing.T) *Authorization {
 	t.Helper()
-	address, err := w.p.AuthorizationURL("http://127.0.0.1/callback", "test-state", secret.New(verifier))
+	a, err := w.c.Authorize(context.Background(), w.p, "http://127.0.0.1/callback")
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := w.s.Client().Get(address)
+	return a
+}
+
+// login gets a grant as a person would.
+func (w *world) login(t *testing.T, clientSecret secret.String) *grant.Grant {
+	t.Helper()
+	a := w.authorize(t)
+	resp, err := w.s.Client().Get(a.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +91,7 @@ func (w *world) login(t *testing.T, clientSecret secret.String) *grant.Grant {
 	if err != nil || back.Query().Get("code") == "" {
 		t.Fatalf("no code came back: HTTP %d", resp.StatusCode)
 	}
-	g, err := w.c.Exchange(context.Background(), w.p, back.Query().Get("code"), "http://127.0.0.1/callback", secret.New(verifier), clientSecret)
+	g, err := w.c.Exchange(context.Background(), a, back.Query(), clientSecret)
 	if err != nil {
 		t.Fatal(err)
 	}

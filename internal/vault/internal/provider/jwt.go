@@ -23,12 +23,18 @@ func claims(token string) map[string]json.RawMessage {
 	return members
 }
 
-// openAIAccount is the ChatGPT account that a token belongs to, which requests have to name beside the token.
-func openAIAccount(idToken, accessToken string) string {
-	for _, token := range []string{idToken, accessToken} {
-		var auth map[string]json.RawMessage
-		_ = json.Unmarshal(claims(token)["https://api.openai.com/auth"], &auth)
-		if id := text(auth["chatgpt_account_id"]); id != "" {
+// account is the account that a token belongs to, which some vendors' requests have to name beside the token: the claim
+// at path in the first of the tokens that has it; "" when none has.
+func account(path []string, tokens ...string) string {
+	for _, token := range tokens {
+		members := claims(token)
+		last := len(path) - 1
+		for _, name := range path[:last] {
+			raw := members[name]
+			members = nil
+			_ = json.Unmarshal(raw, &members)
+		}
+		if id := text(members[path[last]]); id != "" {
 			return id
 		}
 	}

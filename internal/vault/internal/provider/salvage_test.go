@@ -3,6 +3,7 @@ package provider
 import (
 	"context"
 	"errors"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -130,7 +131,7 @@ func TestBrokenOffAnswer(t *testing.T) {
 		"long, token behind":   {"200 OK", `{"x":"` + long + `","refresh_token":"r2"}`, "", Malformed, "longer than 1 MiB"},
 		"long behind its end":  {"200 OK", `{"access_token":"a","refresh_token":"r2"}` + long, `{"access_token":"a","refresh_token":"r2"}` + long[41:], 0, ""},
 	} {
-		p := &Provider{Name: "acme", TokenURL: rawServer(t, "HTTP/1.1 "+c.head+"\r\n\r\n"+c.body)}
+		p := &Provider{Name: "acme", AuthorizeURL: "https://acme.example/authorize", TokenURL: rawServer(t, "HTTP/1.1 "+c.head+"\r\n\r\n"+c.body)}
 		received := []string{}
 		g, err := NewClient().Refresh(t.Context(), p, stored(), secret.String{}, func(a Answer) {
 			received = append(received, string(a.Body))
@@ -179,8 +180,9 @@ func TestLimitInTheAnswer(t *testing.T) {
 		})
 	}
 	// Of a login there is no refresh token that could be used twice.
-	p := &Provider{Name: "acme", TokenURL: rawServer(t, "HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"+`{"refresh_token":"r2",`)}
-	_, err := NewClient().Exchange(t.Context(), p, "test-code", "http://127.0.0.1/callback", secret.New(verifier), secret.String{})
+	p := &Provider{Name: "acme", AuthorizeURL: "https://acme.example/authorize", TokenURL: rawServer(t, "HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"+`{"refresh_token":"r2",`)}
+	w := &world{c: NewClient(), p: p}
+	_, err := w.c.Exchange(t.Context(), w.authorize(t), url.Values{"code": {"test-code"}}, secret.String{})
 	if e := asError(t, err); e.Kind != Transient {
 		t.Errorf("exchange: %v", err)
 	}

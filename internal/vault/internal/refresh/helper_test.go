@@ -68,13 +68,12 @@ func (i *issuer) acme() func(string) (*provider.Provider, bool) {
 func (i *issuer) login(t testing.TB) *grant.Grant {
 	t.Helper()
 	p, _ := i.acme()("acme")
-	verifier := secret.New(strings.Repeat("test-verifier-", 4))
 	p.AuthorizeURL = i.EndpointURL(oauthtest.Authorize)
-	address, err := p.AuthorizationURL("http://127.0.0.1/callback", "test-state", verifier)
+	a, err := i.client.Authorize(t.Context(), p, "http://127.0.0.1/callback")
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := i.Client().Get(address)
+	resp, err := i.Client().Get(a.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +82,7 @@ func (i *issuer) login(t testing.TB) *grant.Grant {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := i.client.Exchange(t.Context(), p, back.Query().Get("code"), "http://127.0.0.1/callback", verifier, secret.String{})
+	g, err := i.client.Exchange(t.Context(), a, back.Query(), secret.String{})
 	if err != nil {
 		t.Fatal(err)
 	}
