@@ -49,6 +49,8 @@ type memVault struct {
 	stubborn bool          // … until it is closed, whatever happens to ctx
 
 	renewals sync.WaitGroup // requests to the provider, which nobody needs to wait for
+
+	logins []*memLogin
 }
 
 func newVault() *memVault {

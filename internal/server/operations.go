@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/credproxy/credproxy/internal/socket"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -27,17 +28,6 @@ var (
 	errPanic       = wire.E(wire.CodeInternal, "the proxy failed; its log on the host says where")
 )
 
-// Operations that come with login from inside. They are validated and within the scope when they are refused here; to
-// build one is to take it out of this map and into ask.
-var later = map[wire.Op]*wire.Error{
-	wire.OpOAuthInitiate: errNoLogin,
-	wire.OpOAuthExchange: errNoLogin,
-	wire.OpOAuthPoll:     errNoLogin,
-	wire.OpOAuthCancel:   errNoLogin,
-}
-
-var errNoLogin = wire.E(wire.CodeInternal, "login from inside the sandbox is not available; log in on the host: credproxy auth login")
-
 // allowed says why scope does not cover the request, or nil.
 func allowed(scope Scope, req *wire.Request) *wire.Error {
 	if scope == nil || !scope.AllowsOperation(string(req.Op)) {
@@ -46,6 +36,11 @@ func allowed(scope Scope, req *wire.Request) *wire.Error {
 	switch req.Op {
 	case wire.OpGetToken, wire.OpSaveToken, wire.OpRemoveToken, wire.OpGetBucketStats, wire.OpRefreshToken, wire.OpOAuthInitiate:
 		if !scope.AllowsBucket(req.Provider, req.Bucket) {
+			return errProvider
+		}
+	case wire.OpOAuthExchange, wire.OpOAuthPoll, wire.OpOAuthCancel:
+		// Of a session that nobody knows, nothing is known but that.
+		if req.Provider != "" && !scope.AllowsBucket(req.Provider, req.Bucket) {
 			return errProvider
 		}
 	case wire.OpListBuckets:
@@ -60,9 +55,16 @@ func allowed(scope Scope, req *wire.Request) *wire.Error {
 	return nil
 }
 
-// changes reports whether an operation changes what is stored and has to be carried through for that. A refresh has
-// not: the vault goes on with it by itself when whoever asked for it has gone, so only the waiting ends with the peer.
-func changes(op wire.Op) bool { return op == wire.OpSaveToken || op == wire.OpRemoveToken }
+// changes reports whether an operation changes what is stored, or what runs on the host, and has to be carried through
+// for that. A refresh has not: the vault goes on with it by itself when whoever asked for it has gone, so only the waiting
+// ends with the peer. Neither has the beginning of a login, which is worth nothing to a peer that has gone.
+func changes(op wire.Op) bool {
+	switch op {
+	case wire.OpSaveToken, wire.OpRemoveToken, wire.OpOAuthExchange, wire.OpOAuthCancel:
+		return true
+	}
+	return false
+}
 
 // patience returns how long the vault may take for an operation, and what is answered when it takes longer.
 func patience(op wire.Op) (time.Duration, *wire.Error) {
@@ -71,6 +73,10 @@ func patience(op wire.Op) (time.Duration, *wire.Error) {
 		return refreshTime, errSlowRefresh
 	case wire.OpSaveToken, wire.OpRemoveToken:
 		return changeTime, errSlowChange
+	case wire.OpOAuthInitiate:
+		return loginTime, errSlowLogin
+	case wire.OpOAuthExchange:
+		return loginTime, errSlowExchange
 	}
 	return operationTime, errSlow
 }
@@ -94,10 +100,6 @@ func (s *Server) fromMemory(req *wire.Request) (data wire.Data, err error) {
 		if key, ok := s.cfg.Vault.CachedAPIKey(req.Name); ok {
 			return key, nil
 		}
-	default:
-		if e, ok := later[req.Op]; ok {
-			return nil, e
-		}
 	}
 	return nil, nil
 }
@@ -106,7 +108,7 @@ var errNothing = errors.New("the vault returned neither a result nor an error")
 
 // ask answers a request from the vault. After what answers a credential or a list it asks for the scope once more: what
 // was taken away while the vault was busy is not served. A token that was refreshed meanwhile is renewed all the same.
-func (s *Server) ask(ctx context.Context, req *wire.Request) (data wire.Data, err error) {
+func (s *Server) ask(ctx context.Context, req *wire.Request, peer socket.Peer) (data wire.Data, err error) {
 	defer s.recovered(req.Op, &data, &err)
 	v := s.cfg.Vault
 	var list []string
@@ -148,6 +150,8 @@ func (s *Server) ask(ctx context.Context, req *wire.Request) (data wire.Data, er
 		list, err = v.Buckets(ctx, req.Provider)
 	case wire.OpListAPIKeys:
 		list, err = v.APIKeys(ctx)
+	case wire.OpOAuthInitiate, wire.OpOAuthExchange, wire.OpOAuthPoll, wire.OpOAuthCancel:
+		return s.login(ctx, req, peer)
 	default:
 		return nil, fmt.Errorf("operation %q has no answer here", req.Op)
 	}

@@ -72,8 +72,8 @@ func (c *conn) flush() {
 }
 
 // reply records how an operation ended and sends its answer, unless the call has been answered as cancelled. It waits,
-// without having encoded anything, until the peer has read enough.
-func (c *conn) reply(k *call, data wire.Data, e *wire.Error) {
+// without having encoded anything, until the peer has read enough. It reports whether data is on its way to the peer.
+func (c *conn) reply(k *call, data wire.Data, e *wire.Error) bool {
 	ready := time.Now()
 	size := sizeOf(data)
 	if e == nil && size > wire.MaxPayload(c.version) {
@@ -92,8 +92,8 @@ func (c *conn) reply(k *call, data wire.Data, e *wire.Error) {
 		if k.answered && !changes(k.req.Op) {
 			code = wire.CodeCancelled // of a change, the record tells what became of it
 		}
-		c.record(new(audit.Event), k.req, code, k.begun, ready)
-		return
+		c.record(new(audit.Event), k.req, data, code, k.begun, ready)
+		return false
 	}
 	if size > heavySize && !c.srv.reserve(size) {
 		data, e, size = nil, errBusy, 0
@@ -113,11 +113,12 @@ func (c *conn) reply(k *call, data wire.Data, e *wire.Error) {
 	k.answered = true
 	delete(c.calls, k.req.ID)
 	// Before mu is given up: another goroutine may send the answer, and who has it should find it in the record.
-	c.record(new(audit.Event), k.req, code, k.begun, ready)
+	c.record(new(audit.Event), k.req, data, code, k.begun, ready)
 	if !c.writing {
 		c.writing = true
 		c.drainLocked()
 	}
+	return code == ""
 }
 
 // drainLocked writes out until it is empty and gives the right to write back.
@@ -200,6 +201,12 @@ func sizeOf(data wire.Data) (n int) {
 		n = len(d.AccessToken) + len(d.TokenType) + len(d.Scope)
 		for _, f := range d.Extra() {
 			n += len(f.Name) + len(f.Value) + 4
+		}
+	case *wire.Session:
+		n = len(d.AuthURL) + len(d.VerificationURL) + len(d.VerificationURLComplete) + len(d.UserCode)
+	case *wire.Poll:
+		if d.Token != nil {
+			n = sizeOf(d.Token)
 		}
 	case wire.APIKey:
 		n = len(d)

@@ -130,6 +130,7 @@ func TestRefreshOutlivesItsPeer(t *testing.T) {
 
 // The limits of the operations, to the instant; what is ready before them is answered.
 func TestOperationTime(t *testing.T) {
+	paste, device := fmt.Sprintf("%032x", 0xabcd), fmt.Sprintf("%032x", 0xabce)
 	for _, tt := range []struct {
 		op, payload string
 		limit       time.Duration
@@ -142,10 +143,19 @@ func TestOperationTime(t *testing.T) {
 		{"refresh_token", `{"provider":"acme"}`, 29 * time.Second, errSlowRefresh},
 		{"save_token", `{"provider":"acme","token":` + newToken + `}`, 29500 * time.Millisecond, errSlowChange},
 		{"remove_token", `{"provider":"acme"}`, 29500 * time.Millisecond, errSlowChange},
+		{"oauth_initiate", `{"provider":"acme"}`, 29 * time.Second, errSlowLogin},
+		{"oauth_exchange", withCode(paste), 29 * time.Second, errSlowExchange},
+		{"oauth_poll", ofLogin(device), 15 * time.Second, errSlow},
+		{"oauth_cancel", ofLogin(device), 15 * time.Second, errSlow},
 	} {
 		for _, early := range []bool{true, false} {
-			inBubble(t, func(_ *Config, p *proxy) { p.vault.cold, p.vault.gate = true, make(chan struct{}) }, func(t *testing.T, p *proxy) {
+			inBubble(t, func(_ *Config, p *proxy) { p.vault.cold = true }, func(t *testing.T, p *proxy) {
 				c := p.open(t, 1)
+				if c.begin(`{"provider":"new"}`) != paste || c.begin(`{"provider":"new","flow":"device_code"}`) != device {
+					t.Fatal("logins have other ids")
+				}
+				gate := make(chan struct{})
+				p.vault.set(func() { p.vault.gate = gate })
 				takes := tt.limit - time.Millisecond
 				if !early {
 					takes = tt.limit + time.Hour
@@ -153,7 +163,7 @@ func TestOperationTime(t *testing.T) {
 				begun := time.Now()
 				go func() {
 					time.Sleep(takes)
-					close(p.vault.gate)
+					close(gate)
 				}()
 				a, d := c.ask(tt.op, tt.payload), time.Since(begun)
 				switch {

@@ -87,6 +87,9 @@ func (c *conn) check(req *wire.Request, now time.Time) *wire.Error {
 	if inFlight {
 		return errInFlight
 	}
+	if ofSession(req.Op) {
+		return nil // yet
+	}
 	return allowed(c.srv.cfg.Scope(), req)
 }
 
@@ -185,12 +188,15 @@ func (c *conn) perform(ctx context.Context, cancel context.CancelFunc, k *call, 
 		c.signal()
 		c.mu.Unlock()
 	}()
-	data, err := c.srv.ask(ctx, k.req)
+	data, err := c.srv.ask(ctx, k.req, c.peer)
 	var e *wire.Error
 	if err != nil {
 		e = c.srv.failure(ctx, k.req, err)
 	}
-	c.reply(k, data, e)
+	told := c.reply(k, data, e)
+	if session, ok := data.(*wire.Session); ok && err == nil && !told {
+		c.srv.abandon(c.peer.UID, session.ID)
+	}
 }
 
 // cancelCall answers the operation of the request id, if there is one, as cancelled. It answers in any case: an
@@ -216,11 +222,15 @@ func (c *conn) cancelCall(id string) {
 // done records a request that the reader has answered.
 func (c *conn) done(req *wire.Request, code wire.Code, begun time.Time) {
 	c.clock = begun.Add(time.Since(begun)) // time.Now, for half its price; the next one, if it has arrived, begins now
-	c.record(&c.event, req, code, begun, c.clock)
+	c.record(&c.event, req, nil, code, begun, c.clock)
 }
 
-// record writes the audit event and the log line of one request into e and hands them on.
-func (c *conn) record(e *audit.Event, req *wire.Request, code wire.Code, begun, ready time.Time) {
+// record writes the audit event and the log line of one request into e and hands them on. data is what was answered.
+func (c *conn) record(e *audit.Event, req *wire.Request, data wire.Data, code wire.Code, begun, ready time.Time) {
+	routine := false
+	if code == "" {
+		code, routine = recorded(data)
+	}
 	if code == wire.CodeRateLimited && !c.srv.refused.record(begun, c.srv.log) {
 		return
 	}
@@ -234,14 +244,20 @@ func (c *conn) record(e *audit.Event, req *wire.Request, code wire.Code, begun, 
 		Outcome: outcome(code), Code: string(code), Duration: ready.Sub(begun),
 		UID: c.peer.UID, PID: c.peer.PID, Container: c.peer.Container,
 	}
-	c.srv.cfg.Audit.Record(e)
+	if !routine {
+		c.srv.cfg.Audit.Record(e)
+	}
 	if !c.srv.log.Enabled(context.Background(), slog.LevelDebug) {
 		return
 	}
+	session := ""
+	if req.Provider != "" { // else it is whatever the peer has written there
+		session = shortID(req.SessionID)
+	}
 	c.srv.log.LogAttrs(context.Background(), slog.LevelDebug, "request",
 		slog.String("op", e.Op), slog.String("provider", e.Provider), slog.String("bucket", e.Bucket), slog.String("key", e.Key),
-		slog.String("outcome", e.Outcome.String()), slog.String("code", e.Code), slog.Duration("duration", e.Duration),
-		slog.Int("pid", e.PID))
+		slog.String("session", session), slog.String("outcome", e.Outcome.String()), slog.String("code", e.Code),
+		slog.Duration("duration", e.Duration), slog.Int("pid", e.PID))
 }
 
 // refusal records a connection that is turned away, and reports whether it did.

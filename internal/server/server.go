@@ -33,7 +33,10 @@ type Config struct {
 	Identify func(net.Conn) (socket.Peer, error) // asked before the first byte of a connection is read
 	Audit    interface{ Record(e *audit.Event) } // gets one event an operation
 	Logger   *slog.Logger                        // nil: none
-	Profile  string                              // for the audit record
+	// Login is asked before a login begins, once the scope allows it; a *wire.Error from it is the answer. nil: nobody is
+	// asked.
+	Login   func(ctx context.Context, r LoginRequest) error
+	Profile string // for the audit record
 
 	OwnUID     int    // peers of this UID may connect
 	AllowUIDs  []int  // and these
@@ -48,6 +51,7 @@ const (
 	handshakeTime = 5 * time.Second  // from accept to the last byte of the handshake
 	operationTime = 15 * time.Second // for what the vault does for one request that only reads
 	refreshTime   = 29 * time.Second // for refresh_token, with everything that the provider is given time for
+	loginTime     = 29 * time.Second // for a login that begins and for a code that is exchanged: the provider is asked too
 	// For a change, which waits for a refresh of the same token. Clients give up after 30 s, counted from a moment that
 	// is a little earlier: with all of the 30 s they would never learn that it was not done.
 	changeTime = 29*time.Second + 500*time.Millisecond

@@ -52,15 +52,6 @@ func TestOperations(t *testing.T) {
 		{"has_api_key", `{"name":"nobody"}`, `"ok":true,"data":{"exists":false}`},
 		{"list_api_keys", `{}`, `"ok":true,"data":{"keys":["forbidden","openai"]}`},
 	}
-	for op, e := range later {
-		payload := map[wire.Op]string{
-			wire.OpOAuthExchange: `{"session_id":"s","code":"c"}`, wire.OpOAuthPoll: `{"session_id":"s"}`, wire.OpOAuthCancel: `{"session_id":"s"}`,
-		}[op]
-		if payload == "" {
-			payload = `{"provider":"acme"}`
-		}
-		steps = append(steps, struct{ op, payload, want string }{string(op), payload, `"ok":false,"code":"INTERNAL_ERROR","error":"` + e.Message + `"`})
-	}
 	for _, version := range []int{1, 2} {
 		for _, cold := range []bool{false, true} {
 			p := start(t, func(_ *Config, p *proxy) { p.vault.cold = cold })

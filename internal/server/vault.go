@@ -34,6 +34,22 @@ type Vault interface {
 	APIKeys(ctx context.Context) ([]string, error)
 }
 
+// Logins is the part of a Vault with the logins that a sandbox begins. Each is a session, bound to the UID that began it
+// (-1 where peers are not identified): a session's id alone is worth nothing to another user.
+type Logins interface {
+	// BeginLogin begins a login by flow, or by the provider's first if that is "". The Session has the members that are
+	// an extension. The vault asks allowed again before it stores what the login yields, for as long as the session lives.
+	BeginLogin(ctx context.Context, uid int, provider, bucket string, flow wire.FlowType, allowed func() bool) (*wire.Session, error)
+	// ExchangeLogin ends a login with the code that its user has pasted. The code is spent when the provider has been
+	// asked, whatever becomes of ctx, and what it yields is stored.
+	ExchangeLogin(ctx context.Context, uid int, sessionID, code string) (*wire.Token, error)
+	// PollLogin says how a login stands that needs no code. It does not wait.
+	PollLogin(ctx context.Context, uid int, sessionID string) (*wire.Poll, error)
+	CancelLogin(ctx context.Context, uid int, sessionID string) error
+	// LoginOf says what a session is for, from memory.
+	LoginOf(sessionID string) (provider, bucket string, ok bool)
+}
+
 // Scope is what one sandbox may use. The server asks it for every request, before the vault, and asks Config.Scope
 // for the current one each time, so an edited profile applies to connections that exist already.
 type Scope interface {
