@@ -1,14 +1,9 @@
-// Package login runs one login on the host. [StartBrowser] is the loopback redirect of RFC 8252: it listens, makes the
-// URL for the person's browser, checks what comes back and exchanges the code. The PKCE verifier, the state and the
-// code never leave this package but for the provider.
 package login
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/subtle"
 	"errors"
-	"fmt"
 	"io"
 	"log"
 	"net"
@@ -19,48 +14,28 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/oauth2"
-
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
-	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 )
 
-// Timeout is how long a login waits for the person.
-const Timeout = 10 * time.Minute
+// lastPage is how long closing waits for a browser to take its last page.
+const lastPage = 2 * time.Second
 
-// ErrTimeout: nobody finished the login in the browser.
-var ErrTimeout = errors.New("nobody finished the login in the browser within 10 minutes")
+// callback listens for the redirect of one authorization (RFC 6749 section 4.1.2). It is the only reader of the
+// connections; Login.Close ends it.
+type callback struct {
+	login *Login
+	path  string // of the redirect URI; for a dialect without state it is a secret
+	done  chan outcome
 
-// DeniedError: the provider sent the browser back with an error instead of a code (RFC 6749 section 4.1.2.1).
-type DeniedError struct {
-	Provider string
-	Code     string // access_denied, …; only characters that the RFC's registered codes have
-}
+	listeners []net.Listener
+	server    *http.Server
+	serving   sync.WaitGroup // one goroutine a listener
+	conns     sync.WaitGroup // one goroutine a connection
 
-func (e *DeniedError) Error() string {
-	return "provider " + e.Provider + ": the login was not granted (" + e.Code + ")"
-}
-
-// Browser is a login by browser redirect that is under way. Its owner calls Wait once and Close in any case.
-type Browser struct {
-	provider     *provider.Provider
-	client       *provider.Client
-	clientSecret secret.String
-	verifier     secret.String
-	state        string
-	path         string // of the redirect URI
-	redirect     string
-	authURL      string
-
-	ctx    context.Context // ends the exchange; cancelled by Close
-	cancel context.CancelFunc
-
-	server  *http.Server
-	serving sync.WaitGroup // one goroutine a listener
-
-	once sync.Once    // the first callback with our state decides
-	done chan outcome // capacity 1, written inside once
+	once     sync.Once     // the first callback that is ours decides
+	answered chan struct{} // closed when that one has its page
+	decided  chan struct{} // closed when that one has come
 }
 
 type outcome struct {
@@ -68,82 +43,103 @@ type outcome struct {
 	err   error
 }
 
-// StartBrowser listens on the provider's loopback redirect and makes the authorization URL. The redirect works from
-// the moment this returns.
-func StartBrowser(p *provider.Provider, c *provider.Client, clientSecret secret.String) (*Browser, error) {
-	redirect, err := url.Parse(p.RedirectURL)
-	if err != nil {
-		return nil, fmt.Errorf("provider %s: redirect_url is not a URL", p.Name)
-	}
-	listeners, port, err := listenLoopback(redirect.Hostname(), redirect.Port())
-	if err != nil {
-		return nil, fmt.Errorf("provider %s: listening on %s for the browser: %w", p.Name, redirect.Host, err)
-	}
-	redirect.Host = net.JoinHostPort(redirect.Hostname(), port)
-	b := &Browser{
-		provider:     p,
-		client:       c,
-		clientSecret: clientSecret,
-		verifier:     secret.New(oauth2.GenerateVerifier()),
-		state:        rand.Text(),
-		path:         redirect.Path,
-		redirect:     redirect.String(),
-		done:         make(chan outcome, 1),
-	}
-	if b.path == "" {
-		b.path = "/"
-	}
-	b.ctx, b.cancel = context.WithCancel(context.Background())
-	if b.authURL, err = p.AuthorizationURL(b.redirect, b.state, b.verifier); err != nil {
-		for _, l := range listeners {
-			_ = l.Close()
+// startBrowser listens on the first of the provider's redirects that is free.
+func (l *Login) startBrowser(ctx context.Context, p *provider.Provider) error {
+	var taken error
+	for _, address := range p.Redirects() {
+		redirect, err := url.Parse(address)
+		if err != nil {
+			return &ListenError{Provider: p.Name, Address: "redirect_url", Err: errors.New("it is not a URL")}
 		}
-		return nil, err
+		listeners, port, err := listenLoopback(redirect.Hostname(), redirect.Port())
+		if err != nil {
+			taken = &ListenError{Provider: p.Name, Address: redirect.Host, Err: err, taken: errors.Is(err, syscall.EADDRINUSE)}
+			if errors.Is(taken, ErrPortTaken) {
+				continue
+			}
+			return taken
+		}
+		redirect.Host = net.JoinHostPort(redirect.Hostname(), port)
+		l.authorization, err = l.client.Authorize(ctx, p, redirect.String())
+		if err == nil {
+			redirect, err = url.Parse(l.authorization.Redirect)
+		}
+		if err != nil {
+			closeAll(listeners)
+			return err
+		}
+		l.URL = l.authorization.URL
+		l.serve(listeners, redirect.Path)
+		return nil
 	}
-	b.server = &http.Server{
-		Handler:           http.HandlerFunc(b.callback),
+	if taken == nil {
+		return &NoFlowError{Provider: p.Name, Flow: FlowBrowser, Have: possible(p)}
+	}
+	return taken
+}
+
+func (l *Login) serve(listeners []net.Listener, path string) {
+	if path == "" {
+		path = "/"
+	}
+	c := &callback{
+		login: l, path: path, listeners: listeners,
+		done: make(chan outcome, 1), decided: make(chan struct{}), answered: make(chan struct{}),
+	}
+	c.server = &http.Server{
+		Handler:           c,
 		ReadHeaderTimeout: 5 * time.Second,
 		WriteTimeout:      time.Minute, // a callback is answered after the exchange
 		MaxHeaderBytes:    32 << 10,
 		ErrorLog:          log.New(io.Discard, "", 0), // what browsers do wrong is nothing for the terminal
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew: // on a goroutine of serving
+				c.conns.Add(1)
+			case http.StateClosed:
+				c.conns.Done()
+			}
+		},
 	}
-	b.server.SetKeepAlivesEnabled(false)
-	for _, l := range listeners {
-		b.serving.Go(func() { _ = b.server.Serve(l) })
+	c.server.SetKeepAlivesEnabled(false)
+	for _, listener := range listeners {
+		c.serving.Go(func() { _ = c.server.Serve(listener) })
 	}
-	return b, nil
+	l.callback = c
 }
 
-// URL is where the person's browser has to go.
-func (b *Browser) URL() string { return b.authURL }
-
-// Wait returns the grant once the browser came back and the code was exchanged.
-func (b *Browser) Wait(ctx context.Context) (*grant.Grant, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, Timeout, ErrTimeout)
-	defer cancel()
+func (c *callback) wait(ctx context.Context) (*grant.Grant, error) {
 	select {
-	case o := <-b.done:
+	case o := <-c.done:
 		return o.grant, o.err
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, ctx.Err()
 	}
 }
 
-// Close stops listening, lets the last page reach the browser and waits for every goroutine of the login.
-func (b *Browser) Close() {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	b.cancel() // an exchange that nobody waits for
-	if b.server.Shutdown(ctx) != nil {
-		_ = b.server.Close()
+// close returns when nothing listens and no connection is open. The exchange has been cut off before, so a callback that
+// is being answered gets its page now.
+func (c *callback) close() {
+	closeAll(c.listeners)
+	c.serving.Wait()
+	select {
+	case <-c.decided:
+		timer := time.NewTimer(lastPage)
+		defer timer.Stop()
+		select {
+		case <-c.answered:
+		case <-timer.C:
+		}
+	default:
 	}
-	b.serving.Wait()
+	_ = c.server.Close()
+	c.conns.Wait()
 }
 
-// callback answers the redirect (RFC 6749 section 4.1.2) and nothing else. A request without our state changes
-// nothing: whoever sent it did not come from the provider.
-func (b *Browser) callback(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path != b.path || r.Method != http.MethodGet {
+// ServeHTTP answers the redirect and nothing else. What is not ours changes nothing: whoever sent it did not come from
+// the provider.
+func (c *callback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if subtle.ConstantTimeCompare([]byte(r.URL.Path), []byte(c.path)) != 1 || r.Method != http.MethodGet {
 		page(w, http.StatusNotFound, "Nothing here", "This address only takes the answer of a login.")
 		return
 	}
@@ -151,41 +147,36 @@ func (b *Browser) callback(w http.ResponseWriter, r *http.Request) {
 		page(w, http.StatusForbidden, "Not yours", "This login was begun by another user of this machine.")
 		return
 	}
-	q := r.URL.Query()
-	if subtle.ConstantTimeCompare([]byte(q.Get("state")), []byte(b.state)) != 1 {
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil || len(q["state"]) > 1 || !c.login.authorization.Mine(q.Get("state")) {
 		page(w, http.StatusBadRequest, "Not this login", "The answer does not belong to the login that is waiting here. Start again from the terminal.")
 		return
 	}
 	first := false
-	b.once.Do(func() { first = true })
+	c.once.Do(func() { first = true })
 	if !first {
 		page(w, http.StatusConflict, "Already answered", "This login has been answered before. Look at the terminal.")
 		return
 	}
-	o := b.finish(q)
-	b.done <- o
-	if o.err != nil {
-		page(w, http.StatusBadGateway, "Login failed", "The reason is in the terminal. You can close this page.")
-		return
+	close(c.decided)
+	defer close(c.answered)
+	defer closeAll(c.listeners)
+	g, err := c.login.client.Exchange(c.login.closing, c.login.authorization, q, c.login.secret)
+	if err != nil && c.login.closing.Err() != nil {
+		err = ErrClosed
 	}
-	page(w, http.StatusOK, "You are logged in", "credproxy keeps the login on this machine. You can close this page and go back to the terminal.")
-}
-
-func (b *Browser) finish(q url.Values) outcome {
-	// RFC 9207 section 2.4: an answer that another server gave must not have its code sent to this one. A server that does
-	// not say who it is is taken at its word: there are many.
-	if iss := q["iss"]; b.provider.Issuer != "" && len(iss) > 0 && (len(iss) > 1 || iss[0] != b.provider.Issuer) {
-		return outcome{err: fmt.Errorf("provider %s: the answer is from another issuer than the one configured", b.provider.Name)}
+	c.done <- outcome{g, err}
+	denied, ok := errors.AsType[*provider.Error](err)
+	switch {
+	case err == nil:
+		page(w, http.StatusOK, "You are logged in", "You can close this page and go back to the terminal, which says whether the login could be stored.")
+	case ok && denied.Kind == provider.Denied:
+		page(w, http.StatusOK, "Not logged in", "The login was not allowed. You can close this page. To try again, start again from the terminal.")
+	case errors.Is(err, ErrClosed):
+		page(w, http.StatusServiceUnavailable, "Login cancelled", "Nobody waits for this login any more. You can close this page. To log in, start again from the terminal.")
+	default:
+		page(w, http.StatusBadGateway, "Login failed", "The reason is in the terminal. You can close this page. To try again, start again from the terminal.")
 	}
-	if code := q.Get("error"); code != "" {
-		return outcome{err: &DeniedError{Provider: b.provider.Name, Code: provider.PlainCode(code)}}
-	}
-	code := q.Get("code")
-	if code == "" {
-		return outcome{err: fmt.Errorf("provider %s: the browser came back without a code", b.provider.Name)}
-	}
-	g, err := b.client.Exchange(b.ctx, b.provider, code, b.redirect, b.verifier, b.clientSecret)
-	return outcome{grant: g, err: err}
 }
 
 // listenLoopback listens on the loopback address that host names; for "localhost" on both families, because a browser
@@ -219,12 +210,16 @@ func listenLoopback(host, port string) (listeners []net.Listener, chosen string,
 		if err == nil {
 			return listeners, chosen, nil
 		}
-		for _, l := range listeners {
-			_ = l.Close()
-		}
+		closeAll(listeners)
 		if port != "0" {
 			break
 		}
 	}
 	return nil, "", err
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		_ = l.Close()
+	}
 }
