@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -17,15 +18,17 @@ var s256 = regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`)
 func (s *Server) authorize(_ *http.Request, values url.Values) reply {
 	p, twice := once(values)
 	// Until client and redirect URI are known to be good, an error is shown, never redirected (section 4.1.2.1).
-	client := s.clientByID(p["client_id"])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	client := s.clientByIDLocked(p["client_id"])
 	if client == nil || twice == "client_id" || twice == "redirect_uri" {
 		return page(http.StatusBadRequest, "Unknown client", "<p>The request names no registered client.</p>")
 	}
-	a := authRequest{client: client, redirect: p["redirect_uri"], redirectArg: p["redirect_uri"], state: p["state"]}
+	a := authRequest{client: client, redirect: p["redirect_uri"], redirectArg: p["redirect_uri"], state: p["state"], params: p}
 	if a.redirect == "" && len(client.RedirectURIs) == 1 {
 		a.redirect = client.RedirectURIs[0]
 	}
-	if !client.registered(a.redirect) {
+	if !s.redirectable(client, a.redirect) {
 		return page(http.StatusBadRequest, "Unknown redirect URI", "<p>The request names no redirect URI registered for this client.</p>")
 	}
 	scope, scopeOK := s.parseScope(p["scope"])
@@ -49,12 +52,9 @@ func (s *Server) authorize(_ *http.Request, values url.Values) reply {
 		return s.refuse(a, "invalid_request", "the code challenge is malformed")
 	}
 	a.scope, a.challenge = scope, challenge
-
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	switch s.opt.Approval {
 	case ApproveAll:
-		return s.redirect(a, url.Values{"code": {s.newCodeLocked(a)}})
+		return s.approveLocked(a)
 	case DenyAll:
 		return s.refuse(a, "access_denied", "the user said no")
 	}
@@ -62,7 +62,7 @@ func (s *Server) authorize(_ *http.Request, values url.Values) reply {
 	s.state.requests[digestOf(id)] = &a
 	return page(http.StatusOK, "Allow access?", fmt.Sprintf(
 		`<p>%s asks for %s.</p><form method="post" action="%s"><input type="hidden" name="request" value="%s">%s</form>`,
-		html.EscapeString(client.ID), scopeText(scope), Authorize, id, buttons))
+		escape(client.ID), scopeText(scope), s.vendor.paths[Authorize], id, buttons))
 }
 
 // decideAuthorize takes the user's answer to the page. The page's id is good once and stands for the whole request.
@@ -78,12 +78,21 @@ func (s *Server) decideAuthorize(_ *http.Request, values url.Values) reply {
 	delete(s.state.requests, id)
 	var rep reply
 	if decision == "approve" {
-		rep = s.redirect(*a, url.Values{"code": {s.newCodeLocked(*a)}})
+		rep = s.approveLocked(*a)
 	} else {
 		rep = s.refuse(*a, "access_denied", "the user said no")
 	}
 	rep.status = http.StatusSeeOther // RFC 9700 section 4.12: the browser must not repeat the POST there
 	return rep
+}
+
+func (s *Server) approveLocked(a authRequest) reply {
+	values := url.Values{}
+	if s.vendor.approveLocked != nil {
+		s.vendor.approveLocked(s, &a, values)
+	}
+	values.Set("code", s.newCodeLocked(a))
+	return s.redirect(a, values)
 }
 
 func (s *Server) refuse(a authRequest, code, description string) reply {
@@ -109,6 +118,41 @@ func (s *Server) redirect(a authRequest, values url.Values) reply {
 	rep := newReply(http.StatusFound, "text/html; charset=utf-8", nil)
 	rep.header.Set("Location", u.String())
 	return rep
+}
+
+// pastePage shows the user what a redirect brought, to be copied.
+func (s *Server) pastePage(_ *http.Request, values url.Values) reply {
+	p, _ := once(values)
+	if p["code"] == "" {
+		return page(http.StatusOK, "No code", "<p>Access was not given: "+escape(p["error"])+"</p>")
+	}
+	text := p["code"]
+	if s.vendor.page != nil {
+		text = s.vendor.page(p["code"], p["state"])
+	}
+	return page(http.StatusOK, "Copy this code", `<p>Paste it where you are asked for it:</p><p><code id="code">`+escape(text)+`</code></p>`)
+}
+
+// donePage is where a browser would end if it were ever sent to the redirect URI of a device login.
+func (s *Server) donePage(*http.Request, url.Values) reply {
+	return page(http.StatusOK, "Done", "<p>You can go back to the device.</p>")
+}
+
+// redirectable says whether an answer for a client may be sent to uri.
+func (s *Server) redirectable(c *Client, uri string) bool {
+	switch {
+	case s.vendor.redirect != nil:
+		return s.vendor.redirect(c, uri)
+	case s.vendor.fixedPort:
+		return slices.Contains(c.RedirectURIs, uri)
+	}
+	// A page of this server is not a program's listener, though both are on loopback.
+	for _, r := range c.RedirectURIs {
+		if strings.HasPrefix(r, s.base+"/") && uri != r && sameLoopback(uri, r) {
+			return false
+		}
+	}
+	return c.registered(uri)
 }
 
 func (c *Client) registered(uri string) bool {
@@ -143,13 +187,15 @@ func scopeText(scope []string) string {
 	if len(scope) == 0 {
 		return "access"
 	}
-	return html.EscapeString(strings.Join(scope, ", "))
+	return escape(strings.Join(scope, ", "))
 }
+
+func escape(s string) string { return html.EscapeString(s) }
 
 // page is plain text formatting on purpose: html/template would make the linker keep every exported method of the
 // whole binary.
 func page(status int, title, body string) reply {
-	title = html.EscapeString(title)
+	title = escape(title)
 	rep := newReply(status, "text/html; charset=utf-8", fmt.Appendf(nil,
 		"<!doctype html><html lang=en><meta charset=utf-8><title>%s</title><h1>%s</h1>%s</html>\n", title, title, body))
 	rep.header.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")

@@ -12,6 +12,7 @@ import (
 type Request struct {
 	Endpoint Endpoint
 	Method   string
+	Path     string
 	Params   url.Values // of the query or the body; nil if that was refused
 	Header   http.Header
 	Faulted  bool
@@ -39,11 +40,14 @@ type RefreshUse struct {
 // Issued are all the secrets the server ever made, in order.
 type Issued struct {
 	AccessTokens, RefreshTokens, Codes, DeviceCodes, UserCodes []string
+	Verifiers                                                  []string // dialect codex: made by the server for a device login
+	IDTokens                                                   []string // JWTs that name the user
 }
 
-// All is every secret: what a search of bytes looks for. User codes are for the user's eyes and not among them.
+// All is every secret: what a search of bytes looks for. User codes are for the user's eyes and not among them, nor are
+// ID tokens, which open nothing.
 func (i Issued) All() []string {
-	return slices.Concat(i.AccessTokens, i.RefreshTokens, i.Codes, i.DeviceCodes)
+	return slices.Concat(i.AccessTokens, i.RefreshTokens, i.Codes, i.DeviceCodes, i.Verifiers)
 }
 
 // Family is what came from one approval: its tokens, oldest first.
@@ -113,8 +117,9 @@ func (s *Server) Issued() Issued {
 	defer s.mu.Unlock()
 	i := s.state.issued
 	return Issued{
-		slices.Clone(i.AccessTokens), slices.Clone(i.RefreshTokens), slices.Clone(i.Codes),
-		slices.Clone(i.DeviceCodes), slices.Clone(i.UserCodes),
+		AccessTokens: slices.Clone(i.AccessTokens), RefreshTokens: slices.Clone(i.RefreshTokens), Codes: slices.Clone(i.Codes),
+		DeviceCodes: slices.Clone(i.DeviceCodes), UserCodes: slices.Clone(i.UserCodes),
+		Verifiers: slices.Clone(i.Verifiers), IDTokens: slices.Clone(i.IDTokens),
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"path"
 	"slices"
 	"time"
 )
@@ -42,6 +43,9 @@ const (
 	JSONBody                       // a flat JSON object only
 )
 
+// ClientSecret is that of the confidential client which a dialect has by default ("gemini").
+const ClientSecret = "test-client-secret-1"
+
 // Client is a registered client. One without a Secret is public; one with a Secret authenticates by HTTP Basic or in the body.
 type Client struct {
 	ID     string
@@ -57,6 +61,9 @@ func (c *Client) may(grant string) bool {
 	return len(c.Grants) == 0 || slices.Contains(c.Grants, grant)
 }
 
+// expires says that the client names [GrantRefresh]: for a dialect whose tokens last unless the client wants refreshes.
+func (c *Client) expires() bool { return slices.Contains(c.Grants, GrantRefresh) }
+
 // Prefixes begin the issued strings, so that a search of bytes can tell what leaked.
 type Prefixes struct {
 	Access  string // default "at-"
@@ -68,10 +75,18 @@ type Prefixes struct {
 // Options configure a server. The zero value is a strict server that approves everything and knows the public client
 // "test-client" with the redirect URI "http://127.0.0.1/callback".
 type Options struct {
+	// Dialect makes the server play a vendor ([Dialects]) with its paths, members, encodings and errors, and refuse what
+	// the vendor's description does not have. Empty: the plain server, which speaks as the RFCs do.
+	// Clients, Scopes, lifetimes and Prefixes that are not set are the vendor's, Rotation and Encoding always are.
+	Dialect string
+
 	Clients []Client
 	// Issuer is the base URL in every address the server hands out. Start sets it; for New the default is
-	// "http://oauthtest.invalid".
+	// "http://oauthtest.invalid". A path belongs to the issuer's name alone: it is where RFC 8414 section 3.1 puts it in the
+	// address of the metadata, and the other endpoints do not have it.
 	Issuer string
+	// IssuerPath, such as "/tenant", is appended to the Issuer that Start makes, and to none that was set.
+	IssuerPath string
 	// Scopes are those that can be asked for, and what is granted when none is. Empty: any are granted as asked.
 	Scopes []string
 
@@ -91,11 +106,41 @@ type Options struct {
 	DeviceInterval  time.Duration // default 5 s; whole seconds
 
 	Prefixes Prefixes
+	// Account is the user's account where a vendor names it: a claim of the JWTs, a member of the answer. Default "test-account".
+	Account string
 	// Extra are added to every token answer, for example account_id, id_token or resource_url.
 	Extra map[string]any
 }
 
-func (o *Options) complete() error {
+// client and scopes set what is not set.
+func (o *Options) client(c Client) {
+	if len(o.Clients) == 0 {
+		o.Clients = []Client{c}
+	}
+}
+
+func (o *Options) scopes(known ...string) {
+	if len(o.Scopes) == 0 {
+		o.Scopes = known
+	}
+}
+
+// split returns scheme and host of the issuer, and its path.
+func (o *Options) split() (base, issuerPath string, err error) {
+	u, err := url.Parse(o.Issuer)
+	if err != nil || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return "", "", fmt.Errorf("issuer %q: not scheme, host and path", o.Issuer)
+	}
+	if u.Path != "" && (u.Path != path.Clean(u.Path) || u.RawPath != "") {
+		return "", "", fmt.Errorf("issuer %q: its path is not clean", o.Issuer)
+	}
+	return u.Scheme + "://" + u.Host, u.Path, nil
+}
+
+func (o *Options) complete(v *vendor, base string) error {
+	if v.options != nil {
+		v.options(o, base)
+	}
 	if len(o.Clients) == 0 {
 		o.Clients = []Client{{ID: "test-client", RedirectURIs: []string{"http://127.0.0.1/callback"}}}
 	}
@@ -113,9 +158,7 @@ func (o *Options) complete() error {
 			}
 		}
 	}
-	if o.Issuer == "" {
-		o.Issuer = "http://oauthtest.invalid"
-	}
+	setDefault(&o.Account, "test-account")
 	setDefault(&o.AccessLifetime, time.Hour)
 	setDefault(&o.CodeLifetime, time.Minute)
 	setDefault(&o.DeviceLifetime, 10*time.Minute)

@@ -23,14 +23,16 @@ type reply struct {
 	status int
 	header http.Header
 	body   []byte
+	// failure is what went wrong, for a vendor that says it otherwise. Nil for a page or a good answer.
+	failure *failure
 }
 
 // noStore: RFC 6749 section 5.1 for tokens; the pages carry codes, so they get it too.
 func newReply(status int, contentType string, body []byte) reply {
-	return reply{status, http.Header{
+	return reply{status: status, header: http.Header{
 		"Content-Type": {contentType}, "Cache-Control": {"no-store"}, "Pragma": {"no-cache"},
 		"Referrer-Policy": {"no-referrer"},
-	}, body}
+	}, body: body}
 }
 
 func jsonReply(status int, v any) reply {
@@ -43,7 +45,13 @@ func jsonReply(status int, v any) reply {
 
 // errorReply has the shape of RFC 6749 section 5.2.
 func errorReply(status int, code, description string) reply {
-	return jsonReply(status, map[string]string{"error": code, "error_description": description})
+	return failureReply(status, failure{code: code, description: description})
+}
+
+func failureReply(status int, f failure) reply {
+	rep := jsonReply(status, rfcError(f))
+	rep.failure = &f
+	return rep
 }
 
 func badRequest(code, description string) reply {
@@ -63,30 +71,61 @@ func (s *Server) routes() http.Handler {
 		{"GET", Verify, s.verifyPage}, {"POST", Verify, s.decideDevice},
 		{"POST", Revoke, s.revoke},
 		{"GET", Resource, s.resource},
-		{"GET", Metadata, s.metadata},
+		{"GET", Metadata, s.metadata}, {"GET", Discovery, s.discovery}, {"GET", Keys, s.keys},
+		{"GET", Paste, s.pastePage},
+		{"POST", DevicePoll, nil},
+		{"GET", DeviceDone, s.donePage},
 	} {
-		mux.HandleFunc(r.method+" "+string(r.endpoint), func(w http.ResponseWriter, req *http.Request) {
+		path, ok := s.vendor.paths[r.endpoint]
+		if !ok {
+			continue
+		}
+		if own := s.vendor.handlers[r.endpoint]; own != nil {
+			r.handle = func(req *http.Request, values url.Values) reply { return own(s, req, values) }
+		}
+		mux.HandleFunc(r.method+" "+path, func(w http.ResponseWriter, req *http.Request) {
 			s.exchange(w, req, r.endpoint, r.handle)
 		})
 	}
+	noted := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, pattern := mux.Handler(r); pattern == "" {
+			entry, _ := s.arrive(r, Elsewhere, r.URL.Query())
+			s.setStatus(entry, http.StatusNotFound)
+		}
+		mux.ServeHTTP(w, r)
+	})
 	// A page of another origin must not be able to press the approve button.
-	return http.NewCrossOriginProtection().Handler(mux)
+	return http.NewCrossOriginProtection().Handler(noted)
 }
 
 // exchange reads one request, logs it, and answers it, with the next fault of its endpoint if there is one.
 func (s *Server) exchange(w http.ResponseWriter, r *http.Request, e Endpoint, handle func(*http.Request, url.Values) reply) {
 	values, refusal := s.readParams(w, r, e)
 	entry, fault := s.arrive(r, e, values)
+	p, _ := once(values)
+	a := askOf(r, e, p)
+	if refusal == nil {
+		if refusal = s.vendor.check(r, e, a, values); refusal != nil {
+			s.useUnprocessed(e, values)
+		}
+	}
 	var rep reply
 	switch {
 	case fault != nil && !fault.issues():
 		rep = reply{status: http.StatusInternalServerError, header: http.Header{}}
-		s.useUnprocessed(e, values)
+		if refusal == nil {
+			s.useUnprocessed(e, values)
+		}
 	case refusal != nil:
 		rep = *refusal
 	default:
+		if s.vendor.adapt != nil {
+			values = maps.Clone(values)
+			s.vendor.adapt(s, a, values)
+		}
 		rep = handle(r, values)
 	}
+	rep = s.vendor.say(r, e, a, rep)
 	if fault == nil {
 		s.setStatus(entry, rep.status)
 		rep.write(w)
@@ -109,7 +148,7 @@ func (s *Server) arrive(r *http.Request, e Endpoint, values url.Values) (*Reques
 	defer s.mu.Unlock()
 	f := s.nextFaultLocked(e)
 	entry := &Request{
-		Endpoint: e, Method: r.Method, Params: values, Header: r.Header.Clone(), Faulted: f != nil, Time: time.Now(),
+		Endpoint: e, Method: r.Method, Path: r.URL.Path, Params: values, Header: r.Header.Clone(), Faulted: f != nil, Time: time.Now(),
 	}
 	s.log = append(s.log, entry)
 	close(s.arrived)
@@ -143,14 +182,19 @@ func (s *Server) readParams(w http.ResponseWriter, r *http.Request, e Endpoint) 
 	}
 	contentType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	page := e == Authorize || e == Verify // browsers send forms
+	// What a vendor takes depends on more than the endpoint: vendor.check
+	encoding := s.opt.Encoding
+	if s.vendor.requests != nil {
+		encoding = FormOrJSONBody
+	}
 	switch {
-	case contentType == "application/x-www-form-urlencoded" && (page || s.opt.Encoding != JSONBody):
+	case contentType == "application/x-www-form-urlencoded" && (page || encoding != JSONBody):
 		values, err := url.ParseQuery(string(body))
 		if err != nil {
 			return refuse(http.StatusBadRequest, "the form is malformed")
 		}
 		return values, nil
-	case contentType == "application/json" && !page && s.opt.Encoding != FormBody:
+	case contentType == "application/json" && !page && encoding != FormBody:
 		values, err := parseJSON(body)
 		if err != nil {
 			return refuse(http.StatusBadRequest, "the JSON body is not one flat object")
@@ -238,17 +282,24 @@ func (s *Server) clientRequest(r *http.Request, values url.Values) (map[string]s
 	if id == "" {
 		return nil, nil, new(badRequest("invalid_request", "client_id is missing"))
 	}
-	c := s.clientByID(id)
+	s.mu.Lock()
+	c := s.clientByIDLocked(id)
+	s.mu.Unlock()
 	if c == nil || !sameSecret(c.Secret, secret) {
 		return nil, nil, new(invalidClient())
 	}
 	return p, c, nil
 }
 
-func (s *Server) clientByID(id string) *Client {
+func (s *Server) clientByIDLocked(id string) *Client {
 	for i := range s.opt.Clients {
 		if s.opt.Clients[i].ID == id {
 			return &s.opt.Clients[i]
+		}
+	}
+	for _, c := range s.state.clients {
+		if c.ID == id {
+			return c
 		}
 	}
 	return nil

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// Endpoint is the path of an endpoint.
+// Endpoint names an endpoint by its path on the plain server. A dialect serves it elsewhere, or not at all:
+// [Server.EndpointURL].
 type Endpoint string
 
 const (
@@ -21,6 +22,13 @@ const (
 	Revoke    Endpoint = "/revoke"
 	Resource  Endpoint = "/resource" // answers 200 and {"active":true,...} to a valid access token
 	Metadata  Endpoint = "/.well-known/oauth-authorization-server"
+	Discovery Endpoint = "/.well-known/openid-configuration" // the same document, as OpenID Connect has it
+	Keys      Endpoint = "/jwks"                             // of which there are none
+	Paste     Endpoint = "/paste"                            // a redirect URI: the page shows the code, for the user to copy
+
+	DevicePoll Endpoint = "/device/poll" // dialect codex only: polled in place of Token
+	DeviceDone Endpoint = "/device/done" // dialect codex only: the redirect URI of a device login's code
+	Elsewhere  Endpoint = ""             // every path that the server does not have; answered with 404
 )
 
 // Server is an authorisation server. All methods may be called from any goroutine.
@@ -30,6 +38,8 @@ const (
 // inspecting methods, before the first byte of its answer is written.
 type Server struct {
 	opt     Options
+	vendor  *vendor
+	base    string // scheme and host
 	handler http.Handler
 
 	http   *http.Server // nil without a listener
@@ -47,12 +57,26 @@ type Server struct {
 
 // New makes a server without a listener, for a caller that serves [Server.Handler] itself.
 func New(o Options) (*Server, error) {
-	if err := o.complete(); err != nil {
+	setDefault(&o.Issuer, "http://oauthtest.invalid")
+	base, issuerPath, err := o.split()
+	if err != nil {
+		return nil, fmt.Errorf("oauthtest: options: %w", err)
+	}
+	v := plain(issuerPath)
+	if o.Dialect != "" {
+		dialect := vendors[o.Dialect]
+		if dialect == nil {
+			return nil, fmt.Errorf("oauthtest: options: dialect %q is unknown; there are %v", o.Dialect, Dialects())
+		}
+		v = dialect()
+	}
+	v.paths[Resource] = string(Resource) // a vendor has its own elsewhere; here a test looks whether a token is good
+	if err := o.complete(v, base); err != nil {
 		return nil, fmt.Errorf("oauthtest: options: %w", err)
 	}
 	done := make(chan struct{})
 	s := &Server{
-		opt: o, done: done, close: sync.OnceFunc(func() { close(done) }),
+		opt: o, vendor: v, base: base, done: done, close: sync.OnceFunc(func() { close(done) }),
 		state: newState(), faults: map[Endpoint][]*queuedFault{}, arrived: make(chan struct{}),
 	}
 	s.handler = s.routes()
@@ -65,7 +89,7 @@ func Start(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("oauthtest: %w", err)
 	}
-	o.Issuer = "http://" + l.Addr().String()
+	o.Issuer = "http://" + l.Addr().String() + o.IssuerPath
 	s, err := New(o)
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
@@ -100,11 +124,17 @@ func (s *Server) serve(l net.Listener, t *http.Transport) {
 	}()
 }
 
-// URL is the issuer: scheme and host, no path.
+// URL is the issuer: scheme and host, and a path only if [Options] have one.
 func (s *Server) URL() string { return s.opt.Issuer }
 
-// EndpointURL is the full address of an endpoint.
-func (s *Server) EndpointURL(e Endpoint) string { return s.opt.Issuer + string(e) }
+// EndpointURL is the full address of an endpoint, or empty if the dialect does not have it.
+func (s *Server) EndpointURL(e Endpoint) string {
+	path, ok := s.vendor.paths[e]
+	if !ok {
+		return ""
+	}
+	return s.base + path
+}
 
 // Handler serves all endpoints. A [Fault] that drops the connection panics with http.ErrAbortHandler, which net/http's
 // server understands.

@@ -18,6 +18,8 @@ type state struct {
 	codes    map[digest]*code
 	devices  map[digest]*device
 	byUser   map[string]*device // by user code without its dash
+	clients  []*Client          // made by the server, beside those of Options
+	consents map[string]bool    // client ids that the user said yes to before
 	requests map[digest]*authRequest
 	issued   Issued
 	uses     []RefreshUse
@@ -31,7 +33,8 @@ func digestOf(s string) digest { return sha256.Sum256([]byte(s)) }
 type family struct {
 	client  string
 	scope   []string
-	revoked string // why, or empty
+	params  map[string]string // of the authorisation request
+	revoked string            // why, or empty
 	access  []string
 	refresh []string
 }
@@ -57,6 +60,7 @@ type authRequest struct {
 	state       string
 	scope       []string
 	challenge   string
+	params      map[string]string // all that was sent
 }
 
 type code struct {
@@ -82,6 +86,7 @@ type device struct {
 	expires   time.Time
 	interval  time.Duration
 	lastPoll  time.Time
+	polls     int
 	status    deviceStatus
 	family    *family
 }
@@ -89,7 +94,7 @@ type device struct {
 func newState() state {
 	return state{
 		tokens: map[digest]*token{}, codes: map[digest]*code{}, devices: map[digest]*device{},
-		byUser: map[string]*device{}, requests: map[digest]*authRequest{},
+		byUser: map[string]*device{}, consents: map[string]bool{}, requests: map[digest]*authRequest{},
 	}
 }
 
@@ -101,10 +106,22 @@ func (s *Server) newFamilyLocked(client string, scope []string) *family {
 
 func (s *Server) newAccessLocked(f *family, scope []string) string {
 	v := s.opt.Prefixes.Access + rand.Text()
-	s.state.tokens[digestOf(v)] = &token{family: f, scope: scope, expires: time.Now().Add(s.opt.AccessLifetime)}
+	if s.vendor.accessLocked != nil {
+		v = s.vendor.accessLocked(s, f, scope, v)
+	}
+	t := &token{family: f, scope: scope}
+	if !s.lastsLocked(f) {
+		t.expires = time.Now().Add(s.opt.AccessLifetime)
+	}
+	s.state.tokens[digestOf(v)] = t
 	f.access = append(f.access, v)
 	s.state.issued.AccessTokens = append(s.state.issued.AccessTokens, v)
 	return v
+}
+
+// lastsLocked says that the access tokens of a family do not expire.
+func (s *Server) lastsLocked(f *family) bool {
+	return s.vendor.forever != nil && s.vendor.forever(s.clientByIDLocked(f.client))
 }
 
 func (s *Server) newRefreshLocked(f *family) string {

@@ -68,8 +68,14 @@ func (s *Server) exchangeCodeLocked(client *Client, p map[string]string) reply {
 	case !verified(c.challenge, p["code_verifier"]):
 		return badRequest("invalid_grant", "the code verifier does not match")
 	}
+	if s.vendor.exchange != nil {
+		if why := s.vendor.exchange(c, p); why != "" {
+			return badRequest("invalid_grant", why)
+		}
+	}
 	c.family = s.newFamilyLocked(client.ID, c.scope)
-	return s.issueLocked(client, c.family)
+	c.family.params = c.params
+	return s.issueLocked(askExchange, client, c.family)
 }
 
 // verified compares a verifier with its S256 challenge. Without a challenge there must be no verifier either: RFC 9700
@@ -98,11 +104,14 @@ func (s *Server) refreshLocked(client *Client, p map[string]string) reply {
 	if t.spent {
 		t.family.revoke("refresh token reused")
 		use(Reused)
-		return badRequest("invalid_grant", "the refresh token was used before")
+		return badRequest("invalid_grant", whyReused)
 	}
 	if !t.live(time.Now()) {
 		use(Refused)
-		return badRequest("invalid_grant", "the refresh token has expired or was revoked")
+		if t.revoked || t.family.revoked != "" {
+			return badRequest("invalid_grant", whyRevoked)
+		}
+		return badRequest("invalid_grant", whyExpired)
 	}
 	scope := t.scope
 	if p["scope"] != "" {
@@ -114,7 +123,7 @@ func (s *Server) refreshLocked(client *Client, p map[string]string) reply {
 		scope = narrow // of this access token; the refresh token keeps what was granted
 	}
 	use(Accepted)
-	answer := s.answerLocked(t.family, scope)
+	answer := s.answerLocked(askRefresh, t.family, scope)
 	switch s.opt.Rotation {
 	case Rotate:
 		t.spent = true
@@ -126,25 +135,26 @@ func (s *Server) refreshLocked(client *Client, p map[string]string) reply {
 }
 
 // issueLocked answers a first grant: RFC 6749 section 5.1.
-func (s *Server) issueLocked(client *Client, f *family) reply {
-	answer := s.answerLocked(f, f.scope)
-	if client.may(GrantRefresh) {
+func (s *Server) issueLocked(a ask, client *Client, f *family) reply {
+	answer := s.answerLocked(a, f, f.scope)
+	if client.may(GrantRefresh) && (s.vendor.refreshableLocked == nil || s.vendor.refreshableLocked(s, f)) {
 		answer["refresh_token"] = s.newRefreshLocked(f)
 	}
 	return jsonReply(http.StatusOK, answer)
 }
 
-func (s *Server) answerLocked(f *family, scope []string) map[string]any {
-	answer := maps.Clone(s.opt.Extra)
-	if answer == nil {
-		answer = map[string]any{}
+func (s *Server) answerLocked(a ask, f *family, scope []string) map[string]any {
+	answer := map[string]any{"access_token": s.newAccessLocked(f, scope), "token_type": "Bearer"}
+	if !s.lastsLocked(f) {
+		answer["expires_in"] = int64(s.opt.AccessLifetime / time.Second)
 	}
-	answer["access_token"] = s.newAccessLocked(f, scope)
-	answer["token_type"] = "Bearer"
-	answer["expires_in"] = int64(s.opt.AccessLifetime / time.Second)
 	if len(scope) > 0 {
 		answer["scope"] = strings.Join(scope, " ")
 	}
+	if s.vendor.answerLocked != nil {
+		s.vendor.answerLocked(s, a, f, answer)
+	}
+	maps.Copy(answer, s.opt.Extra)
 	return answer
 }
 
@@ -189,27 +199,4 @@ func (s *Server) resource(r *http.Request, _ url.Values) reply {
 	return jsonReply(http.StatusOK, map[string]any{
 		"active": true, "client_id": t.family.client, "scope": strings.Join(t.scope, " "), "exp": t.expires.Unix(),
 	})
-}
-
-// metadata: RFC 8414 section 2.
-func (s *Server) metadata(*http.Request, url.Values) reply {
-	auth := []string{"none", "client_secret_basic", "client_secret_post"}
-	m := map[string]any{
-		"issuer":                                         s.opt.Issuer,
-		"authorization_endpoint":                         s.EndpointURL(Authorize),
-		"token_endpoint":                                 s.EndpointURL(Token),
-		"device_authorization_endpoint":                  s.EndpointURL(Device),
-		"revocation_endpoint":                            s.EndpointURL(Revoke),
-		"response_types_supported":                       []string{"code"},
-		"response_modes_supported":                       []string{"query"},
-		"grant_types_supported":                          []string{GrantCode, GrantRefresh, GrantDevice},
-		"code_challenge_methods_supported":               []string{"S256"},
-		"token_endpoint_auth_methods_supported":          auth,
-		"revocation_endpoint_auth_methods_supported":     auth,
-		"authorization_response_iss_parameter_supported": s.opt.SendIssuer,
-	}
-	if len(s.opt.Scopes) > 0 {
-		m["scopes_supported"] = s.opt.Scopes
-	}
-	return jsonReply(http.StatusOK, m)
 }
