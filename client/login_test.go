@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -13,127 +12,6 @@ import (
 
 	"github.com/credproxy/credproxy/wire"
 )
-
-// face is a person who has learned what to do. It records what it was shown.
-type face struct {
-	pastes []string // what AskCode returns, one after the other; after the last it waits for ctx to end
-	err    error    // of everything that is shown
-
-	seen     []string
-	problems []string
-	waits    []time.Time // until, of each call of Waiting
-	waiting  func()      // called by Waiting, if not nil
-}
-
-func (f *face) ShowURL(_ context.Context, url string) error {
-	f.seen = append(f.seen, url)
-	return f.err
-}
-
-func (f *face) ShowCode(_ context.Context, url, complete, userCode string) error {
-	f.seen = append(f.seen, url, complete, userCode)
-	return f.err
-}
-
-func (f *face) AskCode(ctx context.Context, problem string) (string, error) {
-	f.problems = append(f.problems, problem)
-	if len(f.pastes) == 0 {
-		<-ctx.Done()
-		return "", errors.New("the prompt was closed")
-	}
-	p := f.pastes[0]
-	f.pastes = f.pastes[1:]
-	return p, nil
-}
-
-func (f *face) Waiting(until time.Time) {
-	f.waits = append(f.waits, until)
-	if f.waiting != nil {
-		f.waiting()
-	}
-}
-
-var (
-	devicePage  = wire.Session{ID: "s", Flow: wire.FlowDeviceCode, VerificationURL: "https://a.example/device", UserCode: "AB-CD"}
-	browserPage = wire.Session{ID: "s", Flow: wire.FlowBrowserRedirect, AuthURL: "https://a.example/authorize?state=x"}
-	pastePage   = wire.Session{ID: "s", Flow: wire.FlowPKCERedirect, AuthURL: "https://a.example/authorize?state=x"}
-	loggedIn    = &wire.Token{AccessToken: "test-access-token-1", Expiry: 1900000000, TokenType: "Bearer"}
-	pending     = wire.Poll{Status: wire.PollPending}
-	complete    = wire.Poll{Status: wire.PollComplete, Token: loggedIn}
-)
-
-// script is a proxy that answers one login. Each of the answers is a wire.Data, a *wire.Error, or nil for none; the last is
-// given again and again.
-type script struct {
-	initiate any
-	answers  []any // of oauth_exchange and oauth_poll
-	cancels  []any // of oauth_cancel; {} when there are none
-
-	mu        sync.Mutex
-	begun     []*wire.Request
-	asked     []time.Time // oauth_exchange and oauth_poll
-	codes     []string
-	cancelled []string // sessions
-}
-
-func (sc *script) answer(p *peer, r *wire.Request) {
-	next := func(list *[]any) (a any) {
-		if len(*list) == 0 {
-			return wire.Empty{}
-		}
-		a = (*list)[0]
-		if len(*list) > 1 {
-			*list = (*list)[1:]
-		}
-		return a
-	}
-	var a any
-	sc.mu.Lock()
-	switch r.Op {
-	case wire.OpOAuthInitiate:
-		sc.begun = append(sc.begun, r)
-		a = sc.initiate
-	case wire.OpOAuthExchange, wire.OpOAuthPoll:
-		sc.asked = append(sc.asked, time.Now())
-		sc.codes = append(sc.codes, r.Code)
-		a = next(&sc.answers)
-	case wire.OpOAuthCancel:
-		sc.cancelled = append(sc.cancelled, r.SessionID)
-		a = next(&sc.cancels)
-	default:
-		a = wire.Empty{}
-	}
-	sc.mu.Unlock()
-	switch a := a.(type) {
-	case wire.Data:
-		p.reply(r.ID, a)
-	case *wire.Error:
-		p.write(wire.AppendError(nil, p.version, r.ID, a))
-	}
-}
-
-// login makes one login of sc in a bubble. after is how long it took.
-func (sc *script) login(t *testing.T, f LoginFace) (token *wire.Token, err error, after time.Duration) {
-	t.Helper()
-	inBubble(t, &proxy{answer: sc.answer}, func(t *testing.T, c *Client, since func() time.Duration) {
-		token, err = c.Login(t.Context(), LoginOptions{Provider: "p", Bucket: "work", Face: f})
-		after = since()
-	})
-	return token, err, after
-}
-
-// intervals are the times between the requests that asked, the first from the login's beginning.
-func (sc *script) intervals(after time.Duration) []time.Duration {
-	var list []time.Duration
-	if n := len(sc.asked); n > 0 {
-		last := sc.asked[n-1].Add(-after)
-		for _, at := range sc.asked {
-			list = append(list, at.Sub(last))
-			last = at
-		}
-	}
-	return list
-}
 
 func TestLoginByDevice(t *testing.T) {
 	page := devicePage
@@ -143,7 +21,7 @@ func TestLoginByDevice(t *testing.T) {
 		every(5000), every(7000), pending, every(10), &wire.Error{Code: wire.CodeRateLimited, RetryAfter: 3}, &wire.Error{Code: wire.CodeRateLimited}, complete,
 	}}
 	f := &face{}
-	token, err, after := sc.login(t, f)
+	token, after, err := sc.login(t, f)
 	if err != nil || token == nil || token.AccessToken != loggedIn.AccessToken {
 		t.Errorf("%v, %v", token, err)
 	}
@@ -173,73 +51,11 @@ func TestUsualIntervals(t *testing.T) {
 	for want, page := range map[time.Duration]wire.Session{5 * time.Second: devicePage, time.Second: browserPage} {
 		sc := &script{initiate: page, answers: []any{pending, complete}}
 		f := &face{}
-		if _, err, after := sc.login(t, f); err != nil || !slices.Equal(sc.intervals(after), []time.Duration{want, want}) {
+		if _, after, err := sc.login(t, f); err != nil || !slices.Equal(sc.intervals(after), []time.Duration{want, want}) {
 			t.Errorf("%s: %v, polled after %v", page.Flow, err, sc.intervals(after))
 		}
 		if len(f.seen) == 0 || page.Flow == wire.FlowBrowserRedirect && f.seen[0] != page.AuthURL {
 			t.Errorf("%s: shown %q", page.Flow, f.seen)
-		}
-	}
-}
-
-func TestLoginByPaste(t *testing.T) {
-	long := strings.Repeat("c", wire.MaxCodeLen)
-	sc := &script{initiate: pastePage, answers: []any{
-		wire.E(wire.CodeInvalidRequest, "this is not a code"), &wire.Error{Code: wire.CodeRateLimited, RetryAfter: 1}, loggedIn,
-	}}
-	f := &face{pastes: []string{
-		"", " \n", long + "c", "c\x1b[A", pastePage.AuthURL, "https://a.example/callback?state=x", "#x",
-		"test-code-1#y", "https://a.example/callback?code=test-code-1&state=y", "no-such-code", "  test-code-1#x\n",
-	}}
-	// More of them than a person is asked for: the first seven by their sentences, the rest here.
-	for _, p := range f.pastes[:7] {
-		if code, problem := checkPasted(p, pastePage.AuthURL); code != "" || problem == "" || strings.Contains(problem, "state=") {
-			t.Errorf("%.60q: %.20q, %q", p, code, problem)
-		}
-	}
-	f.pastes = f.pastes[6:]
-	token, err, after := sc.login(t, f)
-	if err != nil || token == nil || token.AccessToken != loggedIn.AccessToken || after != time.Second {
-		t.Errorf("%v, %v after %v", token, err, after)
-	}
-	if want := []string{"no-such-code", "test-code-1#x", "test-code-1#x"}; !slices.Equal(sc.codes, want) {
-		t.Errorf("sent %q, want %q", sc.codes, want)
-	}
-	const other = "that is from another login; paste what the address of this one leads to"
-	if want := []string{"", "there is no code in that", other, other, "this is not a code"}; !slices.Equal(f.problems, want) {
-		t.Errorf("problems %q, want %q", f.problems, want)
-	}
-	if len(f.waits) > 0 || len(sc.cancelled) > 0 {
-		t.Errorf("waited %v, cancelled %v", f.waits, sc.cancelled)
-	}
-}
-
-func TestCheckPasted(t *testing.T) {
-	const auth = "https://a.example/authorize?code=true&state=x%2By"
-	for pasted, ok := range map[string]bool{
-		"test-code-1":     true,
-		"test-code-1#x+y": true,
-		"test-code-1#":    true,
-		"test-code-1#z":   false,
-		"4/0Ab_test-code": true,
-		"http://127.0.0.1/callback?code=test-code-1&state=x%2By":    true,
-		"http://127.0.0.1/callback?code=test-code-1":                true,
-		"http://127.0.0.1/callback?code=test-code-1&state=z":        false,
-		"http://127.0.0.1/callback?error=access_denied&state=x%2By": true, // what it means is the host's to say
-		"http://127.0.0.1/callback":                                 false,
-		"?code=test-code-1&state=x%2By":                             true,
-		"code=test-code-1&state=z":                                  false,
-		"state=x%2By":                                               false,
-		"état":                                                      true,
-		"c\u009b":                                                   false,
-		"c\xff":                                                     false,
-		auth:                                                        false,
-	} {
-		if code, problem := checkPasted(pasted, auth); (problem == "") != ok || (code == pasted) != ok {
-			t.Errorf("%q: %q, %q", pasted, code, problem)
-		}
-		if _, problem := checkPasted(pasted, ""); ok && problem != "" {
-			t.Errorf("%q, without a state to compare with: %q", pasted, problem)
 		}
 	}
 }
@@ -280,7 +96,7 @@ func TestLoginFails(t *testing.T) {
 			if c.answer != nil {
 				sc.answers = []any{c.answer}
 			}
-			token, err, after := sc.login(t, &c.face)
+			token, after, err := sc.login(t, &c.face)
 			if token != nil || err == nil || c.want != nil && !errors.Is(err, c.want) || after > 10*time.Second {
 				t.Errorf("%v, %v after %v", token, err, after)
 			}
@@ -299,7 +115,7 @@ func TestLoginWithoutLink(t *testing.T) {
 	page := devicePage
 	page.VerificationURLComplete = "data:text/html,x"
 	f := &face{}
-	if _, err, _ := (&script{initiate: page, answers: []any{complete}}).login(t, f); err != nil || f.seen[1] != "" {
+	if _, _, err := (&script{initiate: page, answers: []any{complete}}).login(t, f); err != nil || f.seen[1] != "" {
 		t.Errorf("%v, shown %q", err, f.seen)
 	}
 }
@@ -325,7 +141,7 @@ func TestLoginEndsByItself(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			sc := &script{initiate: c.page, answers: []any{c.answer}}
-			_, err, after := sc.login(t, &face{})
+			_, after, err := sc.login(t, &face{})
 			if c.answer != nil && (!errors.Is(err, wire.ErrSessionExpired) || err.Error() != "the login was not finished in time; begin a new one") {
 				t.Errorf("error %v", err)
 			}
@@ -342,7 +158,7 @@ func TestLoginExpiresAtTheProxy(t *testing.T) {
 	page.ExpiresInMS = 7000
 	said := wire.E(wire.CodeSessionExpired, "the code was not confirmed in time")
 	sc := &script{initiate: page, answers: []any{pending, wire.Poll{Status: wire.PollError, Err: said}}}
-	if _, err, after := sc.login(t, &face{}); err == nil || err.Error() != said.Message || after != 8*time.Second {
+	if _, after, err := sc.login(t, &face{}); err == nil || err.Error() != said.Message || after != 8*time.Second {
 		t.Errorf("%v after %v", err, after)
 	}
 }
@@ -417,7 +233,7 @@ func TestLoginCancelIsTried(t *testing.T) {
 	} {
 		window := errors.New("the window was closed")
 		sc := &script{initiate: pastePage, cancels: c.cancels}
-		if _, err, after := sc.login(t, &face{err: window}); err != window || after != c.after || len(sc.cancelled) != c.tries {
+		if _, after, err := sc.login(t, &face{err: window}); err != window || after != c.after || len(sc.cancelled) != c.tries {
 			t.Errorf("%v: %v after %v, tried %d times", c.cancels, err, after, len(sc.cancelled))
 		}
 	}
@@ -439,14 +255,14 @@ func TestLoginRefused(t *testing.T) {
 	no := wire.E(wire.CodeUnauthorized, "nobody can be asked here; log in on the host")
 	sc := &script{initiate: no}
 	f := &face{}
-	if _, err, _ := sc.login(t, f); !errors.Is(err, no) || err.Error() != no.Message || len(f.seen)+len(sc.cancelled) > 0 {
+	if _, _, err := sc.login(t, f); !errors.Is(err, no) || err.Error() != no.Message || len(f.seen)+len(sc.cancelled) > 0 {
 		t.Errorf("%v, shown %q, cancelled %v", err, f.seen, sc.cancelled)
 	}
 	sc.initiate = wire.Empty{}
-	if _, err, _ := sc.login(t, f); err == nil || len(f.seen) > 0 {
+	if _, _, err := sc.login(t, f); err == nil || len(f.seen) > 0 {
 		t.Errorf("%v, shown %q", err, f.seen)
 	}
-	if _, err, _ := sc.login(t, nil); err == nil {
+	if _, _, err := sc.login(t, nil); err == nil {
 		t.Error("a login that nobody sees")
 	}
 }

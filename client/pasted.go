@@ -10,7 +10,8 @@ import (
 )
 
 // checkPasted looks at what a person pasted, before a code is spent on it. It returns the text to send, without white space
-// around it, or a sentence: what is wrong with it. The proxy looks closer; this is for mistakes that are made every day.
+// around it, or a sentence: what is wrong with it. It knows the mistakes that would cost the login; what is no code at all
+// is the proxy's to say, which does not.
 func checkPasted(pasted, authURL string) (code, problem string) {
 	code = strings.TrimSpace(pasted)
 	switch {
@@ -23,38 +24,33 @@ func checkPasted(pasted, authURL string) (code, problem string) {
 	case code == strings.TrimSpace(authURL):
 		return "", "that is the address to open; paste what the browser shows in the end"
 	}
-	state, found := pastedState(code)
-	if !found {
-		return "", "there is no code in that"
+	want := ""
+	if u, err := url.Parse(authURL); err == nil {
+		want = u.Query().Get("state")
 	}
-	if want := stateOf(authURL); want != "" && state != "" && state != want {
+	if got := pastedState(code); want != "" && got != "" && got != want {
 		return "", "that is from another login; paste what the address of this one leads to"
 	}
 	return code, ""
 }
 
-// pastedState returns the state in what was pasted, "" when it has none, and whether it has a code, or an answer in its
-// place, at all. The forms are a code, code#state, and the address that the browser was sent to (RFC 6749, section 4.1.2),
-// whole or from its query on.
-func pastedState(s string) (state string, found bool) {
-	query := ""
-	if u, err := url.Parse(s); err == nil && u.Scheme != "" && u.Host != "" {
-		query = u.RawQuery
-	} else if q := strings.TrimPrefix(s, "?"); strings.HasPrefix(q, "code=") || strings.HasPrefix(q, "state=") || q != s {
-		query = q
-	} else {
-		code, state, _ := strings.Cut(s, "#")
-		return state, code != ""
+// pastedState returns the state in what was pasted, "" when it has none: of code#state, or of the address that the
+// browser was sent to (RFC 6749, section 4.1.2), whole or in part, with its answer in the query or in the fragment. Quotes
+// around it may have come with it.
+func pastedState(s string) string {
+	s = strings.Trim(s, " \"'`<>“”„‘’«»")
+	head, tail, _ := strings.Cut(s, "#")
+	_, query, found := strings.Cut(head, "?")
+	if !found {
+		query = head
 	}
-	values, _ := url.ParseQuery(query)
-	return values.Get("state"), values.Get("code") != "" || values.Get("error") != ""
-}
-
-// stateOf returns the state in an authorisation address, "" when there is none.
-func stateOf(authURL string) string {
-	u, err := url.Parse(authURL)
-	if err != nil {
+	for _, part := range []string{query, tail} {
+		if values, err := url.ParseQuery(part); err == nil && values.Has("state") {
+			return values.Get("state")
+		}
+	}
+	if found || strings.Contains(head, "://") || strings.Contains(tail, "=") && strings.HasPrefix(tail, "code") {
 		return ""
 	}
-	return u.Query().Get("state")
+	return tail
 }

@@ -88,23 +88,31 @@ func (everything) Record(*audit.Event)              {}
 func proxied(t *testing.T, slow time.Duration, f func(t *testing.T, c *Client, v *busy)) {
 	synctest.Test(t, func(t *testing.T) {
 		v := &busy{renewed: make(chan struct{})}
-		s := server.New(server.Config{
-			Vault: v, Scope: func() server.Scope { return everything{} }, Audit: everything{},
-			Identify: func(net.Conn) (socket.Peer, error) { return socket.Peer{UID: os.Geteuid()}, nil }, OwnUID: os.Geteuid(),
-		})
-		l := &queue{conns: make(chan net.Conn), done: make(chan struct{})}
-		var wg sync.WaitGroup
-		wg.Go(func() { _ = s.Serve(l) })
-		c := New(Options{dial: func(context.Context) (net.Conn, error) {
-			ours, theirs := net.Pipe()
-			l.conns <- theirs
-			return delayed{ours, slow}, nil
-		}})
+		c, stop := serving(t, v, slow)
 		f(t, c, v)
+		stop()
+	})
+}
+
+// serving returns a Client of the real server of v, for a bubble. stop ends both.
+func serving(t *testing.T, v server.Vault, slow time.Duration) (c *Client, stop func()) {
+	s := server.New(server.Config{
+		Vault: v, Scope: func() server.Scope { return everything{} }, Audit: everything{},
+		Identify: func(net.Conn) (socket.Peer, error) { return socket.Peer{UID: os.Geteuid()}, nil }, OwnUID: os.Geteuid(),
+	})
+	l := &queue{conns: make(chan net.Conn), done: make(chan struct{})}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = s.Serve(l) })
+	c = New(Options{dial: func(context.Context) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		l.conns <- theirs
+		return delayed{ours, slow}, nil
+	}})
+	return c, func() {
 		_ = c.Close()
 		_ = s.Shutdown(t.Context())
 		wg.Wait()
-	})
+	}
 }
 
 // queue is a listener of the connections that are put into it.

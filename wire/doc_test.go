@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"encoding/hex"
+	"encoding/json"
 	"os"
 	"strings"
 	"testing"
@@ -14,7 +15,7 @@ func TestProtocolPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	requests, answers := map[Op]bool{}, 0
+	requests, answers, logins := map[Op]bool{}, 0, 0
 	for line := range strings.Lines(string(page)) {
 		line = strings.TrimSuffix(line, "\n")
 		version := Version1
@@ -62,6 +63,21 @@ func TestProtocolPage(t *testing.T) {
 					t.Errorf("page %s\ncode %s", in, out)
 				}
 			}
+			for member, data := range map[string]interface {
+				Data
+				json.Unmarshaler
+			}{`"session_id":`: new(Session), `"status":`: new(Poll)} {
+				if !bytes.HasPrefix(r.Data, []byte("{"+member)) {
+					continue
+				}
+				logins++
+				if err := data.UnmarshalJSON(r.Data); err != nil {
+					t.Errorf("%s: %v", in, err)
+				}
+				if out := string(AppendResponse(nil, version, r.ID, data)); out != in {
+					t.Errorf("page %s\ncode %s", in, out)
+				}
+			}
 			if !r.OK {
 				if out := string(AppendError(nil, version, r.ID, r.Err)); out != in {
 					t.Errorf("page %s\ncode %s", in, out)
@@ -86,6 +102,14 @@ func TestProtocolPage(t *testing.T) {
 	for _, code := range codes {
 		if !bytes.Contains(page, []byte("| `"+string(code)+"` |")) {
 			t.Errorf("no line for %s in the table of codes", code)
+		}
+	}
+	if logins < 6 {
+		t.Errorf("%d answers about logins", logins)
+	}
+	for _, name := range sessionNames {
+		if !bytes.Contains(page, []byte("`"+name+"`")) {
+			t.Errorf("no line for %s in the table of oauth_initiate's members", name)
 		}
 	}
 	for _, name := range statusNames {
