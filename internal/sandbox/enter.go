@@ -16,6 +16,7 @@ import (
 const (
 	enterWord  = "sandbox-enter"
 	ignoreWord = "sandbox-ignore"
+	wakerWord  = "sandbox-wake"
 )
 
 // Enter has to be the first thing in main of the program that is mounted into sandboxes. Started in a usual way, it returns at
@@ -25,6 +26,8 @@ const (
 //     network namespace that both share, and then executes it, with the exit statuses of a shell where that fails;
 //   - as the parent of bwrap on a terminal, it makes bwrap ignore Ctrl-C and Ctrl-\, of which only the command is to know: bwrap
 //     would die of them, and the sandbox with it.
+//
+// Started by Pause, it is what wakes the paused sandbox should this process be killed.
 func Enter() {
 	if len(os.Args) < 3 {
 		return
@@ -35,6 +38,8 @@ func Enter() {
 		err := syscall.Exec(os.Args[2], os.Args[2:], os.Environ())
 		fmt.Fprintf(os.Stderr, "credproxy: %s: %v\n", os.Args[2], err)
 		os.Exit(ExitEngine)
+	case wakerWord:
+		os.Exit(wakePaused(os.Stdin))
 	case enterWord:
 		os.Exit(enter(os.Args[2:]))
 	}

@@ -292,6 +292,13 @@ func (r *run) supervise(ctx context.Context, signals <-chan os.Signal, fromTermi
 	for _, f := range []*os.File{r.stdio.In, r.stdio.Out, r.stdio.Err} {
 		interactive = interactive || isTerminal(f)
 	}
+	waker := "" // a bwrap is killed when this process is, which also ends what is stopped
+	if r.plan.engine.Kind != Bwrap {
+		waker = r.plan.binary
+	}
+	pausing := &r.sandbox.pausing
+	pausing.begin(r.proc, waker)
+	defer pausing.goOn(true, resumeLimit)
 	detached := context.WithoutCancel(ctx)
 	cancelled := ctx.Done()
 	var grace <-chan time.Time
@@ -320,6 +327,7 @@ func (r *run) supervise(ctx context.Context, signals <-chan os.Signal, fromTermi
 		if stop && grace == nil {
 			grace = time.After(r.sandbox.grace)
 		}
+		pausing.goOn(stop, resumeLimit)
 		forward(detached, sig)
 	}
 }

@@ -101,6 +101,8 @@ type Sandbox struct {
 	host   Host
 	grace  time.Duration
 	runDir string
+
+	pausing pausing
 }
 
 // plan is all that the argument lists are made of. Every host path in it is resolved.
