@@ -45,7 +45,7 @@ var arrows = map[string][]string{
 	"internal/vault/internal/journal":  {"internal/atomicfile", "internal/privatedir", "internal/vault/internal/secret", "internal/vault/internal/store", "internal/vault/internal/store/…"},
 	"internal/vault/internal/store":    {"internal/atomicfile", "internal/privatedir", "internal/vault/internal/secret", "internal/vault/internal/store/…"},
 
-	"internal/daemon": {"internal/audit", "internal/config", "internal/privatedir", "internal/server", "internal/socket", "internal/vault"},
+	"internal/daemon": {"wire", "internal/audit", "internal/config", "internal/privatedir", "internal/server", "internal/socket", "internal/vault"},
 	".":               {"client", "wire", "internal/config", "internal/daemon", "internal/vault"},
 	"internal/cli": {
 		".", "client", "wire", "internal/audit", "internal/config", "internal/daemon", "internal/oauthtest",
