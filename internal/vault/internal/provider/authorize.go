@@ -135,6 +135,14 @@ func (c *Client) Exchange(ctx context.Context, a *Authorization, q url.Values, c
 	if want := d.Token.Scope; want != "" && g.Scope != "" && !slices.Contains(strings.Fields(g.Scope), want) {
 		return nil, &Error{Kind: Refused, Provider: p.Name, reason: "the login was granted, but not for what its tokens are needed for"}
 	}
+	for _, field := range g.Fields {
+		if field.Name != "id_token" || a.nonce.IsZero() {
+			continue
+		}
+		if nonce := text(claims(text(field.Value))["nonce"]); nonce != "" && !a.nonce.Equal(secret.New(nonce)) {
+			return nil, &Error{Kind: Refused, Provider: p.Name, reason: "its id token belongs to another login"}
+		}
+	}
 	g.ClientID = issued
 	return g, nil
 }

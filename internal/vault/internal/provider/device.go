@@ -81,14 +81,15 @@ func (c *Client) StartDevice(ctx context.Context, p *Provider, clientSecret secr
 	if err != nil {
 		return nil, err
 	}
-	if r.status/100 != 2 || r.code() != "" {
+	members := decodeObject(r.body)
+	if r.status/100 != 2 || r.code() != "" && members["device_code"] == nil { // GitHub's errors have status 200
 		e := p.refused(r, false)
 		if d.Auth != nil && r.status == http.StatusNotFound {
 			e.Kind, e.reason = Refused, "it does not offer the login by device code to this client"
 		}
 		return nil, e
 	}
-	if !login.read(decodeObject(r.body)) {
+	if !login.read(members) {
 		return nil, &Error{Kind: Malformed, Provider: p.Name, reason: "its answer is not that of a login by device code"}
 	}
 	return login, nil
@@ -166,16 +167,19 @@ func (c *Client) PollDevice(ctx context.Context, l *Device, clientSecret secret.
 func (c *Client) pollDeviceAuth(ctx context.Context, l *Device, clientSecret secret.String) (*grant.Grant, error) {
 	p, auth := l.provider, l.provider.dialect().Device.Auth
 	if l.approved == "" {
-		at := p.DeviceURL[:strings.LastIndexByte(p.DeviceURL, '/')+1] + auth.Poll
+		at, err := url.Parse(p.DeviceURL)
+		if err != nil {
+			return nil, &Error{Kind: Refused, Provider: p.Name, reason: "device_url is not a URL"}
+		}
 		params := url.Values{"device_auth_id": {l.code.Reveal()}, "user_code": {l.UserCode}}
-		r, err := c.post(ctx, p, request{endpoint: at, params: params, json: true, anonymous: true})
+		r, err := c.post(ctx, p, request{endpoint: at.ResolveReference(&url.URL{Path: auth.Poll}).String(), params: params, json: true, anonymous: true})
 		if err != nil {
 			return nil, err
 		}
 		members := decodeObject(r.body)
 		code, verifier := text(members["authorization_code"]), text(members["code_verifier"])
 		switch {
-		case r.status/100 != 2 || r.code() != "":
+		case r.status/100 != 2 || code == "" && r.code() != "":
 			return nil, p.notYet(r)
 		case code == "" || verifier == "" || len(code) > maxCode || !printable(code) || !printable(verifier):
 			return nil, &Error{Kind: Malformed, Provider: p.Name, reason: "its answer holds no authorization code"}

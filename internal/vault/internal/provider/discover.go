@@ -56,7 +56,7 @@ func (c *Client) resolve(ctx context.Context, p *Provider, missing bool) (*Provi
 	if resolved.TokenURL == "" {
 		return nil, &Error{Kind: Unclear, Provider: p.Name, reason: "its issuer's metadata have no token endpoint"}
 	}
-	if len(p.Flows) == 0 {
+	if p.Flows == nil {
 		resolved.Flows = resolved.possibleFlows()
 	}
 	return &resolved, nil

@@ -100,18 +100,19 @@ func FromConfig(c *config.Provider) *Provider {
 	return p
 }
 
-// possibleFlows are the dialect's flows, or else the usual ones, for which there is an endpoint; nil for none.
-func (p *Provider) possibleFlows() []string {
-	all := p.dialect().Flows
-	if len(all) == 0 {
-		all = []string{flowBrowser, flowDevice}
-		if len(p.Redirects()) == 0 { // what comes back does not come to this machine
-			all = []string{flowPaste, flowDevice}
-		}
+// possibleFlows are the dialect's flows and then the usual ones, as far as there is an endpoint for them; nil for none.
+func (p *Provider) possibleFlows() (flows []string) {
+	comesBack := len(p.Redirects()) > 0
+	usual := flowBrowser
+	if !comesBack {
+		usual = flowPaste
 	}
-	var flows []string
-	for _, flow := range all {
-		if flow == flowDevice && p.DeviceURL != "" || flow != flowDevice && p.AuthorizeURL != "" {
+	for _, flow := range append(slices.Clone(p.dialect().Flows), usual, flowDevice) {
+		endpoint := p.AuthorizeURL
+		if flow == flowDevice {
+			endpoint = p.DeviceURL
+		}
+		if endpoint != "" && (flow != flowBrowser || comesBack) && !slices.Contains(flows, flow) {
 			flows = append(flows, flow)
 		}
 	}
