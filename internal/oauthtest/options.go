@@ -77,7 +77,7 @@ type Prefixes struct {
 type Options struct {
 	// Dialect makes the server play a vendor ([Dialects]) with its paths, members, encodings and errors, and refuse what
 	// the vendor's description does not have. Empty: the plain server, which speaks as the RFCs do.
-	// Clients, Scopes, lifetimes and Prefixes that are not set are the vendor's, Rotation and Encoding always are.
+	// Clients, Scopes, Rotation, lifetimes and Prefixes that are not set are the vendor's, Encoding and PKCEOptional always.
 	Dialect string
 
 	Clients []Client

@@ -103,7 +103,7 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request, e Endpoint, ha
 	values, refusal := s.readParams(w, r, e)
 	entry, fault := s.arrive(r, e, values)
 	p, _ := once(values)
-	a := askOf(r, e, p)
+	a := s.vendor.askOf(r, e, p)
 	if refusal == nil {
 		if refusal = s.vendor.check(r, e, a, values); refusal != nil {
 			s.useUnprocessed(e, values)

@@ -10,7 +10,8 @@ import (
 // it has and its first client: TOML that ends in a newline. A confidential client's secret has to be stored as the key
 // NAME-secret.
 //
-// A dialect gets no redirect_url: its loopback redirect URI is the dialect's own, and where it shows a code to be
+// The plain server's redirect_url is the first of the client's that is on loopback; for one that has registered
+// "http://127.0.0.1/paste", it is the page of [Paste] and the flow to use it. A dialect gets no redirect_url: its loopback redirect URI is the dialect's own, and where it shows a code to be
 // pasted, that page is at the origin of token_url. A redirect_url would leave only one of these flows.
 func (s *Server) Settings(name string) string {
 	var endpoints strings.Builder
@@ -45,7 +46,12 @@ func (s *Server) section(name, endpoints string) string {
 		fmt.Fprintf(&b, "client_secret_key = %q\n", name+"-secret")
 	}
 	b.WriteString(endpoints)
-	if redirect := c.listener(); redirect != "" && s.opt.Dialect == "" {
+	if s.opt.Dialect != "" {
+		return b.String()
+	}
+	if s.redirectable(&c, s.EndpointURL(Paste)) {
+		fmt.Fprintf(&b, "redirect_url = %q\nflows = [\"paste\"]\n", s.EndpointURL(Paste))
+	} else if redirect := c.listener(); redirect != "" {
 		fmt.Fprintf(&b, "redirect_url = %q\n", redirect)
 	}
 	return b.String()

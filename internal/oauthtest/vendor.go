@@ -35,6 +35,7 @@ type vendor struct {
 	requests map[ask]form
 
 	fixedPort bool // a loopback redirect URI has the port it is registered with
+	noGrants  bool // the token endpoint takes codes alone, and no grant_type
 	codeSize  int  // of a device code in characters, if that is fixed
 	// forever says that access tokens of a client do not expire and come without expires_in.
 	forever func(c *Client) bool
@@ -95,10 +96,8 @@ func Dialects() []string {
 }
 
 var vendors = map[string]func() *vendor{
-	"anthropic": anthropic,
-	"codex":     codex,
-	"github":    github,
-	"qwen":      qwen,
+	"anthropic": anthropic, "codex": codex, "chatgpt": chatgpt, "gemini": gemini, "qwen": qwen,
+	"github": github, "xai": xai, "kimi": kimi, "openrouter": openrouter,
 }
 
 func plain(issuerPath string) *vendor {
@@ -113,8 +112,10 @@ func plain(issuerPath string) *vendor {
 }
 
 // askOf names a request; empty for one that vendors do not describe, such as a page.
-func askOf(r *http.Request, e Endpoint, p map[string]string) ask {
+func (v *vendor) askOf(r *http.Request, e Endpoint, p map[string]string) ask {
 	switch {
+	case e == Token && v.noGrants:
+		return askExchange
 	case e == Authorize && r.Method == http.MethodGet:
 		return askAuthorize
 	case e == Token:

@@ -61,6 +61,53 @@ func qwen() *vendor {
 	}
 }
 
+// xai: RFC 8628 with a word of its own for "the user said no", and refresh tokens that stay.
+func xai() *vendor {
+	return &vendor{
+		paths: map[Endpoint]string{Device: "/oauth2/device/code", Token: "/oauth2/token", Verify: "/oauth2/device"},
+		options: func(o *Options, _ string) {
+			o.client(Client{ID: "b1a00492-073a-47ea-816f-4c329264a828", Grants: []string{GrantDevice, GrantRefresh}})
+			o.scopes("openid", "profile", "email", "offline_access", "grok-cli:access", "api:access")
+			setDefault(&o.Rotation, Keep)
+		},
+		requests: map[ask]form{
+			askDevice:  {need: []string{"client_id", "scope"}, may: []string{"referrer"}},
+			askPoll:    {need: []string{"grant_type", "client_id", "device_code"}},
+			askRefresh: {need: []string{"grant_type", "refresh_token", "client_id"}},
+		},
+		failure: func(_ ask, status int, f failure) (int, any) {
+			if f.code == "access_denied" {
+				f.code = "authorization_denied"
+			}
+			return status, rfcError(f)
+		},
+	}
+}
+
+// kimi: RFC 8628 without scopes. A refresh token that is no good gets 401, one that was revoked 403.
+func kimi() *vendor {
+	return &vendor{
+		paths: map[Endpoint]string{Device: "/api/oauth/device_authorization", Token: "/api/oauth/token", Verify: "/device"},
+		options: func(o *Options, _ string) {
+			o.client(Client{ID: "17e5f671-d194-4dfb-9706-5516cb48c098", Grants: []string{GrantDevice, GrantRefresh}})
+		},
+		requests: map[ask]form{
+			askDevice:  {need: []string{"client_id"}},
+			askPoll:    {need: []string{"grant_type", "client_id", "device_code"}},
+			askRefresh: {need: []string{"grant_type", "refresh_token", "client_id"}},
+		},
+		failure: func(a ask, status int, f failure) (int, any) {
+			if a == askRefresh && f.code == "invalid_grant" {
+				status = http.StatusUnauthorized
+				if f.description == whyRevoked {
+					status = http.StatusForbidden
+				}
+			}
+			return status, rfcError(f)
+		},
+	}
+}
+
 // github: errors come with 200, slow_down names the new interval, tokens last and are not refreshed. A client whose
 // Grants name [GrantRefresh] is a GitHub App: its tokens end after 8 hours and come with a refresh token.
 func github() *vendor {
