@@ -33,6 +33,17 @@ type Options struct {
 
 	Passphrase func(ctx context.Context, confirm bool) (string, error) // see vault.Options
 	Logger     *slog.Logger
+
+	// Ask puts a login that a sandbox wants to begin to a person on the host, when the profile wants one to agree. It is
+	// called for one login at a time, and ctx gives the person 25 s. It returns soon after ctx has ended, with an error:
+	// false without one is a person's no, after which nobody is asked for a minute. nil: nobody can be asked, which
+	// refuses such logins.
+	Ask func(ctx context.Context, q Question) (bool, error)
+	// AskByDefault has a person agree also where the profile does not say how logins begin.
+	AskByDefault bool
+	// Notice shows a login that may begin, after the answer if somebody was asked. It may be called concurrently, and
+	// does not block. nil: the log has it, as it has in any case.
+	Notice func(q Question)
 }
 
 // Proxy is a running proxy.
@@ -45,7 +56,7 @@ type Proxy struct {
 	profile string
 	scope   atomic.Pointer[config.Profile]
 
-	stop    context.CancelFunc // ends the watcher and the renewals
+	stop    context.CancelFunc // ends the watcher, the renewals and a question that nobody has answered
 	workers sync.WaitGroup     // the watcher, the renewals and the server
 	failed  chan error         // capacity 1: why the server ended by itself
 }
@@ -56,6 +67,10 @@ func AuditPath(d config.Dirs) string { return filepath.Join(d.State, "audit.log"
 // Start opens the store, listens and serves. When it returns without an error the socket accepts connections.
 func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 	profile, err := o.Config.Profile(o.Profile)
+	if err != nil {
+		return nil, err
+	}
+	loginTimeout, err := config.LoginTimeout()
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +86,9 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 		}
 	}()
 
-	p.vault, err = vault.Open(ctx, vault.Options{Config: o.Config, Dirs: o.Dirs, Passphrase: o.Passphrase, Logger: o.Logger})
+	p.vault, err = vault.Open(ctx, vault.Options{
+		Config: o.Config, Dirs: o.Dirs, Passphrase: o.Passphrase, Logger: o.Logger,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the credential store: %w", err)
 	}
@@ -98,8 +115,16 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 	}
 	undo = append(undo, func() { _ = p.socket.Close() })
 
+	running, stop := context.WithCancel(context.Background())
+	p.stop = stop
+	_ = loginTimeout
+	know, _ := any(p.vault).(knowledge)
+	logins := &policy{
+		profile: p.scope.Load, vault: know, ask: o.Ask, askByDefault: o.AskByDefault, notice: o.Notice, log: o.Logger, ending: running,
+	}
 	p.server = server.New(server.Config{
 		Vault:             p.vault,
+		Login:             logins.allow,
 		Scope:             func() server.Scope { return p.scope.Load() },
 		Identify:          socket.Identify,
 		OwnUID:            os.Geteuid(),
@@ -111,10 +136,8 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 		Logger:            o.Logger,
 		Profile:           o.Profile,
 	})
-	watching, stop := context.WithCancel(context.Background())
-	p.stop = stop
-	p.workers.Go(func() { config.Watch(watching, o.Config.Path, o.Config, p.edited, p.broken) })
-	p.workers.Go(func() { p.vault.Renew(watching) })
+	p.workers.Go(func() { config.Watch(running, o.Config.Path, o.Config, p.edited, p.broken) })
+	p.workers.Go(func() { p.vault.Renew(running) })
 	p.workers.Go(func() {
 		if err := p.server.Serve(p.socket); !errors.Is(err, server.ErrClosed) {
 			p.failed <- err
@@ -149,7 +172,7 @@ func (p *Proxy) broken(err error) {
 }
 
 // Close stops accepting, gives requests in flight until ctx ends, and closes everything: connections, socket, audit
-// log (complete on disk), store. It waits for every goroutine that Start began.
+// log (complete on disk), logins that are under way, store. It waits for every goroutine that Start began.
 func (p *Proxy) Close(ctx context.Context) error {
 	p.stop()
 	// A disk that is full holds up the requests that the audit log has to record, and with them Shutdown: the log gets
