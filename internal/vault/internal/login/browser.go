@@ -45,7 +45,7 @@ type outcome struct {
 
 // startBrowser listens on the first of the provider's redirects that is free.
 func (l *Login) startBrowser(ctx context.Context, p *provider.Provider) error {
-	var taken error
+	var taken error // there is a redirect, or this flow would not be possible
 	for _, address := range p.Redirects() {
 		redirect, err := url.Parse(address)
 		if err != nil {
@@ -71,9 +71,6 @@ func (l *Login) startBrowser(ctx context.Context, p *provider.Provider) error {
 		l.URL = l.authorization.URL
 		l.serve(listeners, redirect.Path)
 		return nil
-	}
-	if taken == nil {
-		return &NoFlowError{Provider: p.Name, Flow: FlowBrowser, Have: possible(p)}
 	}
 	return taken
 }

@@ -8,98 +8,41 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 
 	"github.com/credproxy/credproxy/internal/oauthtest"
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// world is an authorisation server, our client of it, and a browser that follows redirects.
-type world struct {
-	server  *oauthtest.Server
-	client  *provider.Client
-	browser *http.Client
-	p       *provider.Provider
-}
-
-func newWorld(t *testing.T, o oauthtest.Options) *world {
-	t.Helper()
-	s, err := oauthtest.Start(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &world{server: s, client: provider.NewClient(), browser: &http.Client{Transport: &http.Transport{}, Timeout: 20 * time.Second}}
-	w.p = &provider.Provider{
-		Name: "acme", Dialect: "oauth2", ClientID: "test-client",
-		AuthorizeURL: s.URL() + string(oauthtest.Authorize), TokenURL: s.URL() + string(oauthtest.Token), RevokeURL: s.URL() + string(oauthtest.Revoke),
-		RedirectURL: "http://127.0.0.1/callback", Scopes: []string{"read", "write"}, Fields: []string{"account_id"},
-		AuthorizeParams: map[string]string{"audience": "api"},
-	}
-	t.Cleanup(func() {
-		w.browser.CloseIdleConnections()
-		w.client.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := s.Close(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	return w
-}
-
-func (w *world) start(t *testing.T, clientSecret secret.String) *Browser {
-	t.Helper()
-	b, err := StartBrowser(w.p, w.client, clientSecret)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(b.Close)
-	return b
-}
-
-// open is the person's browser; it returns the last page.
-func (w *world) open(t *testing.T, address string) (int, string) {
-	t.Helper()
-	resp, err := w.browser.Get(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(body)
-}
-
 func TestBrowserLogin(t *testing.T) {
 	w := newWorld(t, oauthtest.Options{Extra: map[string]any{"account_id": "acc-1", "unnamed": "x"}})
-	b := w.start(t, secret.String{})
-
-	u, err := url.Parse(b.URL())
+	l := w.browserLogin(t, secret.String{})
+	if l.Flow != FlowBrowser || l.PollInterval() != time.Second || l.UserCode != "" {
+		t.Errorf("flow %s, interval %s, user code %q", l.Flow, l.PollInterval(), l.UserCode)
+	}
+	u, err := url.Parse(l.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	q := u.Query()
 	if q.Get("code_challenge_method") != "S256" || q.Get("audience") != "api" || q.Get("scope") != "read write" || len(q.Get("state")) < 22 {
-		t.Errorf("authorization URL: %s", b.URL())
-	}
-	if strings.Contains(b.URL(), b.verifier.Reveal()) || q.Get("state") == b.verifier.Reveal() {
-		t.Error("the verifier is in the URL")
+		t.Errorf("authorization URL: %s", l.URL)
 	}
 
-	status, page := w.open(t, b.URL())
-	if status != http.StatusOK || !strings.Contains(page, "You are logged in") {
+	status, page := w.open(t, l.URL)
+	if status != http.StatusOK || !strings.Contains(page, "You are logged in") || !strings.Contains(page, "go back to the terminal") {
 		t.Errorf("page: %d %s", status, page)
 	}
-	g, err := b.Wait(context.Background())
+	// The listener ends with its answer, not with Close.
+	if c, err := net.Dial("tcp", host(l)); err == nil {
+		c.Close()
+		t.Error("the listener is still there after its answer")
+	}
+	g, err := l.Wait(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,75 +56,137 @@ func TestBrowserLogin(t *testing.T) {
 	if len(g.Fields) != 1 || g.Fields[0].Name != "account_id" {
 		t.Errorf("fields kept: %v", g.Fields)
 	}
-	for _, s := range append(issued.All(), b.verifier.Reveal()) {
-		if strings.Contains(page, s) {
-			t.Error("the page shows a secret")
-		}
+	verifier := w.server.Requests(oauthtest.Token)[0].Params.Get("code_verifier")
+	if verifier == "" || strings.Contains(l.URL, verifier) {
+		t.Error("the verifier is in the URL")
 	}
+	hides(t, w, page, l, *l.authorization, l.callback.done)
+}
+
+// host is where a login listens.
+func host(l *Login) string {
+	u, _ := url.Parse(l.authorization.Redirect)
+	return u.Host
 }
 
 func TestConfidentialClient(t *testing.T) {
 	clients := []oauthtest.Client{{ID: "test-client", Secret: "test-client-secret+ /", RedirectURIs: []string{"http://localhost/cb"}}}
 	w := newWorld(t, oauthtest.Options{Clients: clients})
 	w.p.RedirectURL = "http://localhost/cb"
-	b := w.start(t, secret.New("test-client-secret+ /"))
-	w.open(t, b.URL())
-	if _, err := b.Wait(context.Background()); err != nil {
-		t.Fatalf("with HTTP Basic: %v", err)
+	l := w.browserLogin(t, secret.New("test-client-secret+ /"))
+	w.open(t, l.URL)
+	if _, err := l.Wait(t.Context()); err != nil {
+		t.Fatalf("the right secret: %v", err)
 	}
-
-	b = w.start(t, secret.New("wrong"))
-	w.open(t, b.URL())
-	_, err := b.Wait(context.Background())
+	l = w.browserLogin(t, secret.New("wrong"))
+	w.open(t, l.URL)
+	_, err := l.Wait(t.Context())
 	if e, ok := errors.AsType[*provider.Error](err); !ok || e.Code != "invalid_client" || strings.Contains(err.Error(), "wrong") {
 		t.Errorf("wrong secret: %v", err)
 	}
 }
 
-// A server that takes the secret in the body only: the refused attempt with HTTP Basic must not cost the login.
-func TestConfidentialClientInTheBody(t *testing.T) {
-	w := newWorld(t, oauthtest.Options{Clients: []oauthtest.Client{{ID: "test-client", Secret: "test-client-secret", RedirectURIs: []string{"http://127.0.0.1/callback"}}}})
-	w.server.Fault(oauthtest.Token, oauthtest.ErrorAnswer(http.StatusUnauthorized, "invalid_client"), 1)
-	b := w.start(t, secret.New("test-client-secret"))
-	w.open(t, b.URL())
-	if _, err := b.Wait(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	calls := w.server.Requests(oauthtest.Token)
-	if len(calls) != 2 || calls[0].Header.Get("Authorization") == "" || calls[1].Header.Get("Authorization") != "" {
-		t.Errorf("want one attempt with Basic and one in the body, got %d calls", len(calls))
-	}
-}
-
 func TestCallbackIsNotFooled(t *testing.T) {
 	w := newWorld(t, oauthtest.Options{})
-	b := w.start(t, secret.String{})
-	callback := b.redirect
+	l := w.browserLogin(t, secret.String{})
+	callback := l.authorization.Redirect
+	u, _ := url.Parse(l.URL)
+	state := u.Query().Get("state")
 	for name, address := range map[string]string{
 		"no state":      callback + "?code=stolen",
-		"wrong state":   callback + "?code=stolen&state=" + strings.Repeat("A", 26),
-		"another path":  strings.TrimSuffix(callback, "/callback") + "/other?code=stolen&state=" + b.state,
+		"wrong state":   callback + "?code=stolen&state=" + strings.Repeat("A", 43),
+		"two states":    callback + "?code=stolen&state=" + state + "&state=" + state,
+		"part of it":    callback + "?code=stolen&state=" + state[:42],
+		"not a query":   callback + "?code=%zz&state=" + state,
+		"another path":  strings.TrimSuffix(callback, "/callback") + "/other?code=stolen&state=" + state,
+		"a longer path": callback + "/?code=stolen&state=" + state,
 		"an error only": callback + "?error=access_denied",
 	} {
-		if status, _ := w.open(t, address); status/100 != 4 {
+		if status, page := w.open(t, address); status/100 != 4 || strings.Contains(page, "stolen") {
 			t.Errorf("%s: HTTP %d", name, status)
+		}
+	}
+	for _, method := range []string{http.MethodPost, http.MethodHead, http.MethodOptions} {
+		req, _ := http.NewRequestWithContext(t.Context(), method, callback+"?code=stolen&state="+state, nil)
+		resp, err := w.browser.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusNotFound {
+			t.Errorf("%s: HTTP %d", method, resp.StatusCode)
 		}
 	}
 	if n := w.server.Calls(oauthtest.Token); n != 0 {
 		t.Errorf("%d token requests for callbacks that are not ours", n)
 	}
-	if status, _ := w.open(t, b.URL()); status != http.StatusOK {
+	if status, _ := w.open(t, l.URL); status != http.StatusOK {
 		t.Errorf("the login itself: HTTP %d", status)
 	}
-	if _, err := b.Wait(context.Background()); err != nil {
+	if _, err := l.Wait(t.Context()); err != nil {
 		t.Error(err)
 	}
-	// A replay of the callback starts nothing.
-	if status, _ := w.open(t, callback+"?code=again&state="+b.state); status != http.StatusConflict {
-		t.Errorf("replay: HTTP %d", status)
+}
+
+// While the first callback is being exchanged, and on a connection that was open before, a second one starts nothing.
+func TestCallbackDecidesOnce(t *testing.T) {
+	w := newWorld(t, oauthtest.Options{})
+	release := make(chan struct{})
+	w.server.Fault(oauthtest.Token, oauthtest.Fault{Wait: release}, 1)
+	l := w.browserLogin(t, secret.String{})
+	address := w.approve(t, l.URL).String()
+	first := make(chan int, 1)
+	go func() {
+		status, _ := w.open(t, address)
+		first <- status
+	}()
+	if err := w.server.WaitCalls(t.Context(), oauthtest.Token, 1); err != nil {
+		t.Fatal(err)
+	}
+	if status, _ := w.open(t, address); status != http.StatusConflict {
+		t.Errorf("the second callback: HTTP %d", status)
+	}
+	close(release)
+	if status := <-first; status != http.StatusOK {
+		t.Errorf("the first callback: HTTP %d", status)
+	}
+	if _, err := l.Wait(t.Context()); err != nil {
+		t.Error(err)
 	}
 	if n := w.server.Calls(oauthtest.Token); n != 1 {
 		t.Errorf("%d token requests, want 1", n)
+	}
+}
+
+// A dialect without state has a path that nobody can guess.
+func TestPathIsTheSecretWithoutState(t *testing.T) {
+	w := newWorld(t, oauthtest.Options{})
+	w.p.Dialect = "openrouter"
+	l := w.browserLogin(t, secret.String{})
+	u, _ := url.Parse(l.URL)
+	callback := u.Query().Get("callback_url")
+	if callback != l.authorization.Redirect || len(callback) < len("http://127.0.0.1:1/callback/")+40 {
+		t.Fatalf("callback_url %q", callback)
+	}
+	last := callback[:len(callback)-1] + "?code=stolen"
+	for name, address := range map[string]string{
+		"a shorter path": last,
+		"the one before": "http://" + host(l) + "/callback?code=stolen",
+		"a state":        callback + "?code=stolen&state=x",
+	} {
+		if status, _ := w.open(t, address); status/100 != 4 {
+			t.Errorf("%s: HTTP %d", name, status)
+		}
+	}
+	w.server.Fault(oauthtest.Token, oauthtest.Fault{
+		Status: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: new(`{"key":"test-minted-key-1"}`),
+	}, 1)
+	if status, _ := w.open(t, callback+"?code=test-code-1"); status != http.StatusOK {
+		t.Errorf("the callback: HTTP %d", status)
+	}
+	g, err := l.Wait(t.Context())
+	if err != nil || g.AccessToken.Reveal() != "test-minted-key-1" {
+		t.Errorf("Wait: %v", err)
 	}
 }
 
@@ -220,10 +225,10 @@ func TestNothingOfAnAnswerIsRepeated(t *testing.T) {
 			}()
 			defer func() { _ = l.Close(); <-done }()
 			w.p.TokenURL = "http://" + l.Addr().String() + "/token"
-			b := w.start(t, secret.String{})
-			w.open(t, b.URL())
-			_, err = b.Wait(context.Background())
-			if err == nil || strings.Contains(err.Error(), "canary") {
+			b := w.browserLogin(t, secret.String{})
+			w.open(t, b.URL)
+			_, err = b.Wait(t.Context())
+			if err == nil || strings.Contains(err.Error(), "canary") || strings.Contains(Crossing(err).Message, "canary") {
 				t.Errorf("error: %v", err)
 			}
 		})
@@ -234,15 +239,15 @@ func TestNothingOfAnAnswerIsRepeated(t *testing.T) {
 func TestIssuer(t *testing.T) {
 	w := newWorld(t, oauthtest.Options{SendIssuer: true})
 	w.p.Issuer = w.server.URL()
-	b := w.start(t, secret.String{})
-	w.open(t, b.URL())
-	if _, err := b.Wait(context.Background()); err != nil {
+	l := w.browserLogin(t, secret.String{})
+	w.open(t, l.URL)
+	if _, err := l.Wait(t.Context()); err != nil {
 		t.Errorf("the right issuer: %v", err)
 	}
 	w.p.Issuer = "https://id.acme.example"
-	b = w.start(t, secret.String{})
-	w.open(t, b.URL())
-	if _, err := b.Wait(context.Background()); err == nil || !strings.Contains(err.Error(), "another issuer") {
+	l = w.browserLogin(t, secret.String{})
+	w.open(t, l.URL)
+	if _, err := l.Wait(t.Context()); err == nil || !strings.Contains(err.Error(), "another issuer") {
 		t.Errorf("another issuer: %v", err)
 	}
 	if n := len(w.server.Requests(oauthtest.Token)); n != 1 {
@@ -250,12 +255,14 @@ func TestIssuer(t *testing.T) {
 	}
 }
 
-func TestDeniedLogin(t *testing.T) {
+func TestDeniedInTheBrowser(t *testing.T) {
 	w := newWorld(t, oauthtest.Options{Approval: oauthtest.DenyAll})
-	b := w.start(t, secret.String{})
-	w.open(t, b.URL())
-	_, err := b.Wait(context.Background())
-	if e, ok := errors.AsType[*DeniedError](err); !ok || e.Code != "access_denied" {
+	l := w.browserLogin(t, secret.String{})
+	if status, page := w.open(t, l.URL); status != http.StatusOK || !strings.Contains(page, "not allowed") {
+		t.Errorf("page: HTTP %d %s", status, page)
+	}
+	_, err := l.Wait(t.Context())
+	if e, ok := errors.AsType[*provider.Error](err); !ok || e.Kind != provider.Denied || e.Code != "access_denied" {
 		t.Errorf("Wait: %v", err)
 	}
 }
@@ -278,107 +285,136 @@ func TestTokenEndpointFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, oauthtest.Options{})
 			w.server.Fault(oauthtest.Token, c.fault, 5)
-			b := w.start(t, secret.String{})
-			if status, page := w.open(t, b.URL()); status != http.StatusBadGateway || !strings.Contains(page, "Login failed") {
+			l := w.browserLogin(t, secret.String{})
+			if status, page := w.open(t, l.URL); status != http.StatusBadGateway || !strings.Contains(page, "Login failed") {
 				t.Errorf("page: HTTP %d", status)
 			}
-			_, err := b.Wait(context.Background())
+			_, err := l.Wait(t.Context())
 			e, ok := errors.AsType[*provider.Error](err)
 			if !ok || e.Kind != c.kind || e.Provider != "acme" {
 				t.Fatalf("Wait: %v", err)
 			}
-			for _, s := range append(w.server.Issued().All(), b.verifier.Reveal(), b.state, "Canary") {
-				if strings.Contains(err.Error(), s) {
-					t.Errorf("the error shows a secret: %v", err)
-				}
+			if hides(t, w, err, Crossing(err)); strings.Contains(err.Error(), "Canary") {
+				t.Errorf("the error repeats the answer: %v", err)
 			}
 		})
 	}
 }
 
-func TestLifetimes(t *testing.T) {
-	for raw, want := range map[string]int64{`"3600"`: 3600, `0`: 0, `-5`: 0, `"soon"`: 0, `1e300`: 10 * 365 * 24 * 3600, `null`: 0, `1.9`: 1} {
-		w := newWorld(t, oauthtest.Options{})
-		w.server.Fault(oauthtest.Token, oauthtest.With("expires_in", raw), 1)
-		b := w.start(t, secret.String{})
-		before := time.Now().Unix()
-		w.open(t, b.URL())
-		g, err := b.Wait(context.Background())
-		if err != nil {
-			t.Fatalf("expires_in %s: %v", raw, err)
-		}
-		if want == 0 && g.Expiry != 0 {
-			t.Errorf("expires_in %s: expiry %d, want none", raw, g.Expiry)
-		}
-		if want != 0 && (g.Expiry < before+want || g.Expiry > before+want+20) {
-			t.Errorf("expires_in %s: expires in %d s, want %d", raw, g.Expiry-before, want)
-		}
-	}
-}
-
-// A redirect of the token endpoint would carry the code to another place.
-func TestRedirectIsNotFollowed(t *testing.T) {
-	w := newWorld(t, oauthtest.Options{})
-	w.server.Fault(oauthtest.Token, oauthtest.Fault{Status: http.StatusTemporaryRedirect, Header: http.Header{"Location": {w.server.URL() + string(oauthtest.Resource)}}}, 1)
-	b := w.start(t, secret.String{})
-	w.open(t, b.URL())
-	_, err := b.Wait(context.Background())
-	if e, ok := errors.AsType[*provider.Error](err); !ok || e.Kind != provider.Malformed {
-		t.Errorf("Wait: %v", err)
-	}
-	if n := w.server.Calls(oauthtest.Resource); n != 0 {
-		t.Error("the redirect was followed")
-	}
-}
-
 func TestCancelledLoginStopsListening(t *testing.T) {
 	w := newWorld(t, oauthtest.Options{})
-	b, err := StartBrowser(w.p, w.client, secret.String{})
+	l := w.browserLogin(t, secret.String{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := l.Wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Wait: %v", err)
+	}
+	past, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	if _, err := l.Wait(past); !errors.Is(err, ErrTimeout) {
+		t.Errorf("Wait: %v", err)
+	}
+	// A browser opens connections that it may need later: they do not hold up the end.
+	idle, err := net.Dial("tcp", host(l))
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if _, err := b.Wait(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("Wait: %v", err)
+	defer idle.Close()
+	waited := make(chan error, 1)
+	go func() {
+		_, err := l.Wait(context.Background())
+		waited <- err
+	}()
+	begun := time.Now()
+	l.Close()
+	if took := time.Since(begun); took > time.Second {
+		t.Errorf("Close took %s", took)
 	}
-	u, _ := url.Parse(b.redirect)
-	b.Close()
-	if c, err := net.Dial("tcp", u.Host); err == nil {
+	if err := <-waited; !errors.Is(err, ErrClosed) {
+		t.Errorf("Wait after Close: %v", err)
+	}
+	if c, err := net.Dial("tcp", host(l)); err == nil {
 		c.Close()
 		t.Error("the listener is still there")
 	}
+	l.Close() // may come again
 }
 
-func TestFixedPortTaken(t *testing.T) {
+// Close during the exchange cuts the request off, and the browser still gets a page that says what to do.
+func TestCloseDuringTheExchange(t *testing.T) {
 	w := newWorld(t, oauthtest.Options{})
+	w.server.Fault(oauthtest.Token, oauthtest.Fault{Wait: make(chan struct{})}, 1)
+	l := w.browserLogin(t, secret.String{})
+	pages := make(chan string, 1)
+	go func() {
+		_, page := w.open(t, l.URL)
+		pages <- page
+	}()
+	if err := w.server.WaitCalls(t.Context(), oauthtest.Token, 1); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if page := <-pages; !strings.Contains(page, "Login cancelled") {
+		t.Errorf("page: %s", page)
+	}
+	if _, err := l.Wait(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("Wait: %v", err)
+	}
+}
+
+// taken listens on a free port of 127.0.0.1 in another program's place.
+func taken(t *testing.T) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	w.p.RedirectURL = "http://" + l.Addr().String() + "/callback"
-	if _, err := StartBrowser(w.p, w.client, secret.String{}); err == nil || !strings.Contains(err.Error(), l.Addr().String()) {
-		t.Errorf("StartBrowser: %v, want an error that names the address", err)
+	t.Cleanup(func() { _ = l.Close() })
+	return l.Addr().String()
+}
+
+func TestTakenPort(t *testing.T) {
+	w := newWorld(t, oauthtest.Options{})
+	address := taken(t)
+	w.p.RedirectURL = "http://" + address + "/callback"
+	_, err := Start(t.Context(), w.client, w.request(FlowBrowser))
+	if !errors.Is(err, ErrPortTaken) || !strings.Contains(err.Error(), address) {
+		t.Errorf("asked for by name: %v, want ErrPortTaken with the address", err)
+	}
+	l, err := Start(t.Context(), w.client, w.request(""))
+	if err != nil || l.Flow != FlowDevice {
+		t.Fatalf("not asked for: %v, want the next flow", err)
+	}
+	l.Close()
+	w.p.Flows = []string{FlowBrowser}
+	if _, err = Start(t.Context(), w.client, w.request("")); !errors.Is(err, ErrPortTaken) {
+		t.Errorf("no other flow: %v", err)
+	}
+	w.p.RedirectURL = "http://192.0.2.1:1/callback" // not of this machine
+	_, err = Start(t.Context(), w.client, w.request(""))
+	if e, ok := errors.AsType[*NoFlowError](err); !ok || len(e.Have) != 0 {
+		t.Errorf("no redirect on loopback: %v", err)
 	}
 }
 
-func TestRevoke(t *testing.T) {
+// Codex has two ports: the second is for when the first is taken.
+func TestSecondPort(t *testing.T) {
 	w := newWorld(t, oauthtest.Options{})
-	b := w.start(t, secret.String{})
-	w.open(t, b.URL())
-	g, err := b.Wait(context.Background())
+	w.p.Dialect = "codex"
+	redirects := w.p.Redirects()
+	if len(redirects) != 2 {
+		t.Fatalf("redirects of codex: %v", redirects)
+	}
+	first, err := net.Listen("tcp", "127.0.0.1:1455")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("port 1455 is needed here: %v", err)
 	}
-	if err := w.client.Revoke(context.Background(), w.p, g.RefreshToken, "refresh_token", secret.String{}); err != nil {
-		t.Fatal(err)
+	defer first.Close()
+	l := w.browserLogin(t, secret.String{})
+	if l.authorization.Redirect != "http://localhost:1457/auth/callback" {
+		t.Errorf("redirect %s, want port 1457", l.authorization.Redirect)
 	}
-	if w.server.Valid(g.RefreshToken.Reveal()) || w.server.Valid(g.AccessToken.Reveal()) {
-		t.Error("revoked, and still valid")
-	}
-	w.server.Fault(oauthtest.Revoke, oauthtest.ErrorAnswer(http.StatusBadRequest, "unsupported_token_type"), 1)
-	if err := w.client.Revoke(context.Background(), w.p, g.RefreshToken, "refresh_token", secret.String{}); err == nil {
-		t.Error("a refused revocation must be an error")
+	if _, err := Start(t.Context(), w.client, w.request(FlowBrowser)); !errors.Is(err, ErrPortTaken) || !strings.Contains(err.Error(), strconv.Itoa(1457)) {
+		t.Errorf("both taken: %v", err)
 	}
 }

@@ -59,11 +59,11 @@ type Login struct {
 
 const redacted = "login(redacted)"
 
-func (*Login) String() string               { return redacted }
-func (*Login) GoString() string             { return redacted }
-func (*Login) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
-func (*Login) LogValue() slog.Value         { return slog.StringValue(redacted) }
-func (*Login) MarshalJSON() ([]byte, error) { return nil, secret.ErrMarshal }
+func (Login) String() string               { return redacted }
+func (Login) GoString() string             { return redacted }
+func (Login) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
+func (Login) LogValue() slog.Value         { return slog.StringValue(redacted) }
+func (Login) MarshalJSON() ([]byte, error) { return nil, secret.ErrMarshal }
 
 // Start begins a login. Its owner calls Close in any case. ctx is for the requests that the beginning takes (a device
 // code, or finding the provider's endpoints), not for the login.
@@ -105,18 +105,20 @@ func Start(ctx context.Context, c *provider.Client, r Request) (*Login, error) {
 	return nil, err
 }
 
-// possible returns the provider's flows that it has the endpoints for.
+// possible returns the provider's flows that it has the endpoints and the redirects for.
 func possible(p *provider.Provider) []string {
 	var have []string
 	for _, flow := range p.Flows {
-		var endpoint string
+		ok := false
 		switch flow {
-		case FlowBrowser, FlowPaste:
-			endpoint = p.AuthorizeURL
+		case FlowBrowser:
+			ok = p.AuthorizeURL != "" && len(p.Redirects()) > 0
 		case FlowDevice:
-			endpoint = p.DeviceURL
+			ok = p.DeviceURL != ""
+		case FlowPaste:
+			ok = p.AuthorizeURL != ""
 		}
-		if endpoint != "" && !slices.Contains(have, flow) {
+		if ok && !slices.Contains(have, flow) {
 			have = append(have, flow)
 		}
 	}
