@@ -87,7 +87,7 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 	}()
 
 	p.vault, err = vault.Open(ctx, vault.Options{
-		Config: o.Config, Dirs: o.Dirs, Passphrase: o.Passphrase, Logger: o.Logger,
+		Config: o.Config, Dirs: o.Dirs, LoginTimeout: loginTimeout, Passphrase: o.Passphrase, Logger: o.Logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the credential store: %w", err)
@@ -117,10 +117,8 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 
 	running, stop := context.WithCancel(context.Background())
 	p.stop = stop
-	_ = loginTimeout
-	know, _ := any(p.vault).(knowledge)
 	logins := &policy{
-		profile: p.scope.Load, vault: know, ask: o.Ask, askByDefault: o.AskByDefault, notice: o.Notice, log: o.Logger, ending: running,
+		profile: p.scope.Load, vault: p.vault, ask: o.Ask, askByDefault: o.AskByDefault, notice: o.Notice, log: o.Logger, ending: running,
 	}
 	p.server = server.New(server.Config{
 		Vault:             p.vault,

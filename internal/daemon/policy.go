@@ -50,7 +50,7 @@ var (
 type knowledge interface {
 	Terms(provider string) (sentence string, accepted bool)
 	AcceptTerms(provider string) error
-	LoginStatus(ctx context.Context, provider, bucket string) (*wire.LoginStatus, error)
+	HasLogin(ctx context.Context, provider, bucket string) bool // true also when the store does not say
 }
 
 // policy decides whether a sandbox may begin a login that its profile has room for, and tells the host about it. allow may
@@ -168,12 +168,11 @@ func (p *policy) end(yes, answered bool) {
 	}
 }
 
-// look sees whether q's login would replace one. A store that does not say may have one.
+// look sees whether q's login would replace one.
 func (p *policy) look(ctx context.Context, q *Question) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
-	_, err := p.vault.LoginStatus(ctx, q.Provider, q.Bucket)
-	q.Replaces = !errors.Is(err, wire.ErrNotFound)
+	q.Replaces = p.vault.HasLogin(ctx, q.Provider, q.Bucket)
 }
 
 // telling is what has been told of logins, guarded by the policy's mu.

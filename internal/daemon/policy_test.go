@@ -44,16 +44,10 @@ func (k *memKnowledge) AcceptTerms(provider string) error {
 	return nil
 }
 
-func (k *memKnowledge) LoginStatus(_ context.Context, provider, bucket string) (*wire.LoginStatus, error) {
+func (k *memKnowledge) HasLogin(_ context.Context, provider, bucket string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	switch {
-	case k.fault != nil:
-		return nil, k.fault
-	case k.stored[provider+"/"+bucket]:
-		return &wire.LoginStatus{State: "ok"}, nil
-	}
-	return nil, fmt.Errorf("host: %w", wire.E(wire.CodeNotFound, "nothing is stored"))
+	return k.fault != nil || k.stored[provider+"/"+bucket]
 }
 
 // host is a policy with a person: they read each question and answer after a while, unless it is withdrawn before.

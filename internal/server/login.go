@@ -31,10 +31,7 @@ func (s *Server) login(ctx context.Context, req *wire.Request, peer socket.Peer)
 	if req.Op == wire.OpOAuthInitiate {
 		return s.beginLogin(ctx, req, peer)
 	}
-	v, ok := s.cfg.Vault.(Logins)
-	if !ok {
-		return nil, errNoSession
-	}
+	v := s.cfg.Vault
 	provider, bucket, known := v.LoginOf(req.SessionID)
 	if known {
 		req.Provider, req.Bucket = provider, bucket
@@ -94,7 +91,7 @@ func (s *Server) beginLogin(ctx context.Context, req *wire.Request, peer socket.
 	}
 	of := wire.Request{Op: req.Op, Provider: req.Provider, Bucket: req.Bucket} // outlives req
 	within := func() bool { return allowed(s.cfg.Scope(), &of) == nil }
-	session, err := s.cfg.Vault.(Logins).BeginLogin(ctx, peer.UID, req.Provider, req.Bucket, req.Flow, within)
+	session, err := s.cfg.Vault.BeginLogin(ctx, peer.UID, req.Provider, req.Bucket, req.Flow, within)
 	if session == nil && err == nil {
 		err = errNothing
 	}
@@ -131,7 +128,7 @@ func (s *Server) abandon(uid int, id string) {
 	}()
 	var none wire.Data
 	defer s.recovered(wire.OpOAuthCancel, &none, &err)
-	err = s.cfg.Vault.(Logins).CancelLogin(ctx, uid, id)
+	err = s.cfg.Vault.CancelLogin(ctx, uid, id)
 }
 
 // shortID is what may be logged of a session's id.

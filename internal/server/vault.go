@@ -32,11 +32,10 @@ type Vault interface {
 	APIKey(ctx context.Context, name string) (wire.APIKey, error)
 	HasAPIKey(ctx context.Context, name string) (bool, error)
 	APIKeys(ctx context.Context) ([]string, error)
-}
 
-// Logins is the part of a Vault with the logins that a sandbox begins. Each is a session, bound to the UID that began it
-// (-1 where peers are not identified): a session's id alone is worth nothing to another user.
-type Logins interface {
+	// A login that a sandbox begins is a session, bound to the UID that began it (-1 where peers are not identified): its
+	// id alone is worth nothing to another user.
+
 	// BeginLogin begins a login by flow, or by the provider's first if that is "". The Session has the members that are
 	// an extension. The vault asks allowed again before it stores what the login yields, for as long as the session lives.
 	BeginLogin(ctx context.Context, uid int, provider, bucket string, flow wire.FlowType, allowed func() bool) (*wire.Session, error)
