@@ -10,6 +10,10 @@
 //	s.Fault(oauthtest.Token, oauthtest.DroppedReply(), 1) // the tokens are issued, the answer is lost
 //	s.RefreshUses()                                       // which refresh tokens came in, and what became of each
 //
+// With [Options].Dialect it plays one vendor: that one's paths, members, encodings, answers and errors, strictly.
+// [Server.Approve], [Server.Follow], [Server.Copy] and [Server.Decide] play the person with the browser, and
+// [Server.Settings] describes the server to credproxy.
+//
 // It speaks RFC 6749 (authorisation code, refresh), RFC 7636 (S256 only), RFC 8628, RFC 7009, RFC 8414, RFC 6750, and
 // RFC 9207 on demand; refresh tokens rotate and their reuse ends the family (RFC 9700 section 4.14). Users are not
 // authenticated: whoever opens a page is the user.

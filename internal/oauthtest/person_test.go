@@ -120,6 +120,14 @@ func TestDiscovery(t *testing.T) {
 				t.Errorf("%s: %v", s.EndpointURL(e), m)
 			}
 		}
+		if path != "" { // an issuer's path is inserted, not left out and not appended to
+			for _, wrong := range []string{base + string(Metadata), base + path + string(Metadata), base + string(Discovery)} {
+				rep := get(t, s, wrong)
+				if rep.Body.Close(); rep.StatusCode != 404 {
+					t.Errorf("%s: %d", wrong, rep.StatusCode)
+				}
+			}
+		}
 		var keys struct{ Keys []any }
 		if fetch(t, s, Keys, &keys); len(keys.Keys) != 0 {
 			t.Error("keys")

@@ -7,6 +7,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -16,13 +17,13 @@ import (
 type ask string
 
 const (
-	askAuthorize ask = "authorize"
+	askAuthorize ask = "authorisation request"
 	askExchange  ask = GrantCode
 	askRefresh   ask = GrantRefresh
 	askPoll      ask = GrantDevice
-	askDevice    ask = "device"
-	askAuthPoll  ask = "device poll" // at DevicePoll
-	askRevoke    ask = "revoke"
+	askDevice    ask = "device request"
+	askAuthPoll  ask = "poll of deviceauth"
+	askRevoke    ask = "revocation request"
 )
 
 // vendor is how a dialect differs from the plain server: data, and hooks over the plain handlers. The plain server is
@@ -76,6 +77,9 @@ type form struct {
 	noClient bool
 	check    func(r *http.Request, p map[string]string) (problem string)
 }
+
+// verifierForm is RFC 7636 section 4.1.
+var verifierForm = regexp.MustCompile(`^[A-Za-z0-9._~-]{43,128}$`)
 
 // failure is an error in an answer. Handlers say it in the words of the RFCs; vendor.failure translates it.
 type failure struct {
@@ -143,7 +147,10 @@ func (v *vendor) check(r *http.Request, e Endpoint, a ask, values url.Values) *r
 		return new(badRequest(code, why))
 	}
 	f, ok := v.requests[a]
-	if !ok {
+	switch {
+	case a == "":
+		return refuse("invalid_request", "grant_type is missing")
+	case !ok:
 		return refuse("unsupported_grant_type", "grant type %q is not served here", a)
 	}
 	p, twice := once(values)
@@ -175,6 +182,9 @@ func (v *vendor) check(r *http.Request, e Endpoint, a ask, values url.Values) *r
 		if !slices.Contains(known, name) {
 			return refuse("invalid_request", "%s does not belong to this request", name)
 		}
+	}
+	if p["code_verifier"] != "" && !verifierForm.MatchString(p["code_verifier"]) {
+		return refuse("invalid_request", "code_verifier is not 43 to 128 unreserved characters")
 	}
 	if f.check != nil {
 		if problem := f.check(r, p); problem != "" {

@@ -31,7 +31,7 @@ func TestAnthropic(t *testing.T) {
 		return inJSON("grant_type", GrantCode, "code", code, "redirect_uri", redirect, "client_id", id, "code_verifier", verifier, "state", "test-state")
 	}
 	good := exchange(code, paste)
-	wrong(t, s, Token, 400, "invalid_request_error", good.but("", formType), good.but("state", ""), good.but("client_secret", "x").but("extra", "y"),
+	wrong(t, s, Token, 400, "invalid_request_error", good.but("", formType), good.but("state", ""), good.but("extra", "y"), good.but("code_verifier", "short"), good.but("grant_type", ""),
 		good.but("grant_type", GrantDevice), good.with("Authorization", "Basic eDp5"))
 	wrong(t, s, Token, 401, "authentication_error", good.but("client_secret", "x"), good.but("client_id", "x"))
 	wrong(t, s, Token, 401, "invalid_grant", good.but("code", pasted))

@@ -79,7 +79,12 @@ func TestGitHub(t *testing.T) {
 }
 
 func TestGitHubApp(t *testing.T) {
-	s := start(t, Options{Dialect: "github", Clients: []Client{{ID: "test-app", Grants: []string{GrantDevice, GrantRefresh}}}})
+	s := start(t, Options{Dialect: "github", Clients: []Client{
+		{ID: "test-app", Grants: []string{GrantDevice, GrantRefresh}}, {ID: "test-secret-app", Secret: ClientSecret, Grants: []string{GrantDevice}},
+	}})
+	secret := inForm("client_id", "test-secret-app").with("Accept", "application/json")
+	wrong(t, s, Device, 200, "incorrect_client_credentials", secret, secret.but("client_secret", "x"))
+	mustSend(t, s, Device, secret.but("client_secret", ClientSecret))
 	device := mustSend(t, s, Device, inForm("client_id", "test-app").with("Accept", "application/json"))
 	token := mustSend(t, s, Token, inForm("client_id", "test-app", "device_code", text(device, "device_code"), "grant_type", GrantDevice).with("Accept", "application/json"))
 	has(t, token, "access_token", "token_type", "scope", "expires_in", "refresh_token", "refresh_token_expires_in")

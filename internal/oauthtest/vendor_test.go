@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -37,9 +38,7 @@ func members(pairs []string) url.Values {
 // but changes one member, or removes it with an empty value, or with an empty name the content type.
 func (b body) but(name, value string) body {
 	changed := body{b.contentType, url.Values{}, b.header.Clone()}
-	for k, v := range b.members {
-		changed.members[k] = v
-	}
+	maps.Copy(changed.members, b.members)
 	switch {
 	case name == "":
 		changed.contentType = value
@@ -60,7 +59,7 @@ func (b body) with(header, value string) body {
 	return b
 }
 
-// ask sends a body and returns the answer.
+// sendBody sends a body and returns the answer.
 func sendBody(t *testing.T, s *Server, e Endpoint, b body) (int, map[string]any) {
 	t.Helper()
 	text := b.members.Encode()
@@ -109,17 +108,7 @@ func wrong(t *testing.T, s *Server, e Endpoint, status int, code string, bodies 
 	for _, b := range bodies {
 		got, answer := sendBody(t, s, e, b)
 		if got != status || errorCode(answer) != code {
-			t.Errorf("%s with %v: %d %q, want %d %q", e, slices.Sorted(keys(b.members)), got, errorCode(answer), status, code)
-		}
-	}
-}
-
-func keys(v url.Values) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for name := range v {
-			if !yield(name) {
-				return
-			}
+			t.Errorf("%s with %v: %d %q, want %d %q", e, slices.Sorted(maps.Keys(b.members)), got, errorCode(answer), status, code)
 		}
 	}
 }
@@ -145,9 +134,7 @@ func refusedQueries(t *testing.T, s *Server, good url.Values, changes ...[2]stri
 	t.Helper()
 	for _, c := range changes {
 		q := inForm().but("", "").members
-		for k, v := range good {
-			q[k] = v
-		}
+		maps.Copy(q, good)
 		if q.Set(c[0], c[1]); c[1] == "" {
 			q.Del(c[0])
 		}
