@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,9 +13,6 @@ import (
 	"github.com/credproxy/credproxy/internal/vault"
 	"github.com/credproxy/credproxy/wire"
 )
-
-// loginTimeout is how long the vault waits for the person.
-const loginTimeout = 10 * time.Minute
 
 func (a *app) authLoginCommand() *cobra.Command {
 	var flow string
@@ -66,20 +62,9 @@ func (a *app) login(ctx context.Context, l login, flow string, open bool) error 
 	if err := h.Check(ctx); err != nil {
 		return failed("the credential store", err)
 	}
-	stop := func() {}
-	// Show is called from Login, in this goroutine.
-	show := func(url string) {
-		fmt.Fprintf(a.stderr, "open this page to log in to %s:\n", l)
-		_ = a.write(url + "\n")
-		if open {
-			if err := openBrowser(ctx, url); err != nil {
-				fmt.Fprintf(a.stderr, "no browser was opened (%s): open the page yourself\n", oneLine(err.Error()))
-			}
-		}
-		stop = a.waiting(wait{what: "the login in the browser", limit: loginTimeout, ctrlC: cancels})
-	}
-	err = h.Login(ctx, l.provider, l.bucket, vault.LoginOptions{Flow: flow, Show: show})
-	stop()
+	f := &face{app: a, login: l, open: open}
+	err = h.Login(ctx, l.provider, l.bucket, vault.LoginOptions{Flow: flow, Face: f})
+	f.rest()
 	switch {
 	case err == nil:
 		fmt.Fprintf(a.stderr, "%s stored in the %s store as %s\n", a.paint(a.stderr).green("logged in:"), h.StoreName(), l.full())

@@ -49,7 +49,7 @@ func TestFacadeSpeaksNoTypeOfItsRooms(t *testing.T) {
 	for m := range door.Methods() {
 		check("Vault."+m.Name, m.Type)
 	}
-	for _, typ := range []reflect.Type{reflect.TypeFor[Options](), reflect.TypeFor[LoginStatus](), reflect.TypeFor[LogoutResult](), reflect.TypeFor[LoginOptions]()} {
+	for _, typ := range []reflect.Type{reflect.TypeFor[Options](), reflect.TypeFor[LoginStatus](), reflect.TypeFor[LogoutResult](), reflect.TypeFor[LoginOptions](), reflect.TypeFor[ProviderInfo]()} {
 		check(typ.Name(), typ)
 	}
 }

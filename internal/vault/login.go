@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"time"
 
-	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	flows "github.com/credproxy/credproxy/internal/vault/internal/login"
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
@@ -17,71 +16,108 @@ import (
 
 // Flows of a login, as the configuration and the command line name them.
 const (
-	FlowBrowser = "browser"
-	FlowDevice  = "device"
-	FlowPaste   = "paste"
+	FlowBrowser = flows.FlowBrowser
+	FlowDevice  = flows.FlowDevice
+	FlowPaste   = flows.FlowPaste
 )
 
 // ProviderError is a provider's refusal or failure, as it may be shown to a person.
 type ProviderError = provider.Error
 
-// LoginOptions are a person's wishes for a login.
-type LoginOptions struct {
-	Flow string // "" is the first of the provider's flows that this version has
-
-	// Show is called once with the URL that the person's browser has to open.
-	Show func(url string)
+// Face is how a login talks to the person. Its methods are called one after the other, by the goroutine that logs in. An
+// error of one ends the login.
+type Face interface {
+	// ShowURL shows an address to be opened in a browser.
+	ShowURL(ctx context.Context, url string) error
+	// ShowCode shows the page of a device login and the code to type there; complete, if there is one, has the code in it.
+	ShowCode(ctx context.Context, url, complete, userCode string) error
+	// AskCode asks for the code that the provider's page shows at the end. problem is what was wrong with the last answer.
+	AskCode(ctx context.Context, problem string) (string, error)
+	// Waiting says until when the person has time to finish in the browser.
+	Waiting(until time.Time)
 }
 
-// Login logs in to a configured provider on the host and stores the grant, replacing what was stored. It blocks until
-// the person is done, ctx ends or ten minutes have passed.
+// LoginOptions are a person's wishes for a login.
+type LoginOptions struct {
+	Flow string // "" is the first of the provider's flows that works here
+	Face Face
+}
+
+// Login logs in to a provider on the host and stores the grant, replacing what was stored. It blocks until the person is
+// done, ctx ends or the time for a login is over.
 func (v *Vault) Login(ctx context.Context, providerName, bucket string, o LoginOptions) error {
 	if !wire.ValidName(bucket) {
 		return wire.E(wire.CodeInvalidRequest, "a bucket's name has 1 to 64 characters of A-Z a-z 0-9 . _ -")
 	}
-	p, err := v.loginProvider(providerName, o.Flow)
+	l, err := v.startLogin(ctx, providerName, o.Flow)
 	if err != nil {
 		return err
 	}
-	clientSecret, err := v.clientSecret(ctx, p)
-	if err != nil {
-		return err
+	defer l.Close()
+	limit := v.loginTimeout
+	if l.Lifetime > 0 {
+		limit = min(limit, l.Lifetime)
 	}
-	b, err := flows.StartBrowser(p, v.client, clientSecret)
-	if err != nil {
-		return err
-	}
-	defer b.Close()
-	o.Show(b.URL())
-	g, err := b.Wait(ctx)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, flows.ErrTimeout)
+	defer cancel()
+	g, err := finish(ctx, l, o.Face, time.Now().Add(limit))
 	if err != nil {
 		return err
 	}
 	return v.storeGrant(ctx, providerName, bucket, g)
 }
 
-// loginProvider returns the provider if it can be logged in to by the wanted flow.
-func (v *Vault) loginProvider(name, flow string) (*provider.Provider, error) {
-	p, ok := v.configured(name)
-	switch {
-	case !ok && slices.Contains(config.BuiltinProviders, name):
-		return nil, wire.E(wire.CodeProviderNotFound, "this version cannot log in to the built-in provider "+name+
-			"; describe the provider under a name of your own in [providers.…]")
-	case !ok:
-		return nil, wire.E(wire.CodeProviderNotFound, "no provider of this name is configured")
-	case p.Dialect != "oauth2":
-		return nil, wire.E(wire.CodeProviderNotFound, "this version cannot log in to providers with the dialect "+p.Dialect)
+// finish shows the login to the person and waits for its end.
+func finish(ctx context.Context, l *flows.Login, face Face, until time.Time) (*grant.Grant, error) {
+	switch l.Flow {
+	case FlowDevice:
+		if err := face.ShowCode(ctx, l.URL, l.URLComplete, l.UserCode); err != nil {
+			return nil, err
+		}
+	default:
+		if err := face.ShowURL(ctx, l.URL); err != nil {
+			return nil, err
+		}
 	}
-	if flow == "" {
-		flow = FlowBrowser
+	if l.Flow != FlowPaste {
+		face.Waiting(until)
+		return l.Wait(ctx)
 	}
-	switch {
-	case flow != FlowBrowser:
-		return nil, wire.E(wire.CodeInvalidRequest, "this version logs in with the browser flow only")
-	case !slices.Contains(p.Flows, FlowBrowser) || p.AuthorizeURL == "":
-		return nil, wire.E(wire.CodeInvalidRequest, "the provider has no browser flow: it needs authorize_url, and this version logs in with the browser flow only")
+	for problem := ""; ; {
+		pasted, err := face.AskCode(ctx, problem)
+		if err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return nil, err
+		}
+		g, err := l.Finish(ctx, pasted)
+		if !errors.Is(err, flows.ErrPaste) && !errors.Is(err, flows.ErrOtherLogin) {
+			return g, err
+		}
+		problem = err.Error()
 	}
-	return p, nil
+}
+
+// startLogin begins a login to a provider that may be logged in to.
+func (v *Vault) startLogin(ctx context.Context, providerName, flow string) (*flows.Login, error) {
+	p, ok := v.provider(providerName)
+	if !ok {
+		return nil, wire.E(wire.CodeProviderNotFound, "no provider of this name is configured, and none is built in")
+	}
+	if _, accepted := v.Terms(providerName); !accepted {
+		return nil, wire.E(wire.CodeUnauthorized, "its vendor does not permit such logins, and nobody has agreed on the host yet: credproxy auth login "+
+			providerName+" there asks")
+	}
+	// A login that cannot be stored would be lost after all the person's work.
+	if err := v.store.Check(ctx); err != nil {
+		return nil, hostError(fmt.Errorf("the credential store: %w", err))
+	}
+	clientSecret, err := v.clientSecret(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return flows.Start(ctx, v.client, flows.Request{Provider: p, Flow: flow, Secret: clientSecret})
 }
 
 // clientSecret reads the stored key that a confidential client names.

@@ -41,17 +41,18 @@ func (v *Vault) RefreshToken(ctx context.Context, providerName, bucket string) (
 
 // Renew keeps the tokens that are served fresh until ctx ends: each is renewed before it expires, from the first time
 // that it was asked for. It begins with storing what processes that have died could not store. It returns when no renewal
-// is running any more.
+// is running any more. It also sweeps the sessions of logins.
 func (v *Vault) Renew(ctx context.Context) {
 	v.round.Store(1)
-	var resuming sync.WaitGroup // a store that hangs is not to hold up the renewals
-	resuming.Go(func() {
+	var beside sync.WaitGroup // a store that hangs is not to hold up the renewals
+	beside.Go(func() {
 		if err := v.refresh.Resume(ctx); err != nil && ctx.Err() == nil {
 			v.log.Error("the recovery files cannot be read", "error", err)
 		}
 	})
+	beside.Go(func() { v.sessions.Sweep(ctx) })
 	v.renewals.Run(ctx)
-	resuming.Wait()
+	beside.Wait()
 }
 
 // served schedules the renewal of a login that was served, once for each token and round. It costs two loads when that

@@ -1,9 +1,9 @@
 // Package vault is the only door to the credentials on this machine. Its exported API speaks wire types and plain
 // values: a refresh token, a client secret or a verifier has no type that leaves the packages below it.
 //
-// [Open] opens the store that the configuration names. Methods that a sandbox may reach through a server come first
-// (tokens.go, keys.go); what only the person on the host may do, logging in and out and setting keys, is in login.go,
-// status.go and keys.go.
+// [Open] opens the store that the configuration names. What a sandbox may reach through a server is in tokens.go,
+// refresh.go, keys.go and sessions.go; what only the person on the host may do, logging in and out and setting keys, is in
+// login.go, terms.go, status.go and keys.go.
 package vault
 
 import (
@@ -19,6 +19,7 @@ import (
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	"github.com/credproxy/credproxy/internal/vault/internal/journal"
+	flows "github.com/credproxy/credproxy/internal/vault/internal/login"
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
 	"github.com/credproxy/credproxy/internal/vault/internal/refresh"
 	"github.com/credproxy/credproxy/internal/vault/internal/renew"
@@ -37,6 +38,8 @@ type Options struct {
 	// is being made, so that a typo must not lock it away. nil: nobody can be asked.
 	Passphrase func(ctx context.Context, confirm bool) (string, error)
 
+	LoginTimeout time.Duration // that a person has to finish a login; 0 is 10 minutes
+
 	Logger *slog.Logger // never nil
 }
 
@@ -51,9 +54,13 @@ type Vault struct {
 	keys      *store.Cache[wire.APIKey]
 	providers atomic.Pointer[map[string]*provider.Provider]
 	client    *provider.Client
-	created   atomic.Int64  // bytes of new logins that SaveToken has stored
-	round     atomic.Uint64 // see served; 0 while nothing is renewed
+	sessions  *flows.Sessions // the logins that a sandbox has begun
+	created   atomic.Int64    // bytes of new logins that SaveToken has stored
+	round     atomic.Uint64   // see served; 0 while nothing is renewed
 	log       *slog.Logger
+
+	state        string // the directory of terms.go
+	loginTimeout time.Duration
 }
 
 // login is a stored login, decoded once: the grant, and what of it may go inside.
@@ -79,7 +86,7 @@ func Open(ctx context.Context, o Options) (*Vault, error) {
 		_ = s.Close()
 		return nil, err
 	}
-	return open(s, j, provider.NewClient(), o.Config, o.Logger), nil
+	return open(s, j, provider.NewClient(), o), nil
 }
 
 // storeOptions is where the stores keep their files: the file store in the data directory, the keyring's locks in the
@@ -96,8 +103,14 @@ func (o Options) storeOptions() backend.Options {
 	}
 }
 
-func open(s store.Store, j *journal.Journal, client *provider.Client, c *config.Config, log *slog.Logger) *Vault {
-	v := &Vault{opened: s, journal: j, client: client, log: log}
+func open(s store.Store, j *journal.Journal, client *provider.Client, o Options) *Vault {
+	log := o.Logger
+	v := &Vault{opened: s, journal: j, client: client, log: log, state: o.Dirs.State, loginTimeout: o.LoginTimeout}
+	if v.loginTimeout <= 0 {
+		v.loginTimeout = flows.DefaultTimeout
+	}
+	client.SetInstall(v.install)
+	v.sessions = flows.NewSessions(flows.SessionsOptions{Timeout: v.loginTimeout, Store: v.storeLogin, Failure: v.loginFailure})
 	v.refresh = refresh.New(refresh.Options{
 		Store: s, Journal: j, Client: client, Provider: v.provider, Secret: v.clientSecret,
 		Changed: func(it store.Item) { v.logins.Expire(it) },
@@ -107,13 +120,14 @@ func open(s store.Store, j *journal.Journal, client *provider.Client, c *config.
 	v.renewals = renew.New(renew.Options{Renew: v.renew, GaveUp: v.gaveUp})
 	v.logins = store.NewCache(v.store, v.decodeLogin)
 	v.keys = store.NewCache(v.store, decodeKey)
-	v.SetProviders(c)
+	v.SetProviders(o.Config)
 	return v
 }
 
-// Close waits for what is being read, and for a provider that is answering: up to 15 s, for to leave then could lose a
+// Close ends the logins of sandboxes and waits for what is being read, and for a provider that is answering: up to 15 s, for to leave then could lose a
 // login. Then it releases the store.
 func (v *Vault) Close() error {
+	v.sessions.Close()
 	v.refresh.Close()
 	v.client.Close()
 	return errors.Join(v.logins.Close(), v.keys.Close(), v.journal.Close(), v.opened.Close())

@@ -47,7 +47,7 @@ func newVault(t *testing.T, s *oauthtest.Server, change func(*config.Provider)) 
 	}
 	var logged bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	v := open(memory.New(), newJournal(t, t.TempDir(), log), provider.NewClient(), c, log)
+	v := open(memory.New(), newJournal(t, t.TempDir(), log), provider.NewClient(), Options{Config: c, Dirs: config.Dirs{State: filepath.Join(t.TempDir(), "state")}, Logger: log})
 	t.Cleanup(func() {
 		if err := v.Close(); err != nil {
 			t.Error(err)
@@ -84,23 +84,52 @@ func newServer(t *testing.T, o oauthtest.Options) *oauthtest.Server {
 	return s
 }
 
+// person is a Face whose person approves everything: in a browser of theirs, or by copying the address that it led to.
+type person struct {
+	t      *testing.T
+	opened sync.WaitGroup
+	asked  []string // the problems that AskCode was called with
+	answer func(asked int, address string) string
+	url    string
+}
+
+func (p *person) get(u string, follow bool) string {
+	browser := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	if !follow {
+		browser.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	}
+	resp, err := browser.Get(u)
+	if err != nil {
+		p.t.Error(err)
+		return ""
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	_ = resp.Body.Close()
+	return resp.Header.Get("Location")
+}
+
+func (p *person) ShowURL(_ context.Context, u string) error {
+	p.url = u
+	if p.answer == nil {
+		p.opened.Go(func() { p.get(u, true) })
+	}
+	return nil
+}
+
+func (p *person) ShowCode(context.Context, string, string, string) error { return nil }
+func (p *person) Waiting(time.Time)                                      {}
+
+func (p *person) AskCode(_ context.Context, problem string) (string, error) {
+	p.asked = append(p.asked, problem)
+	return p.answer(len(p.asked), p.get(p.url, false)), nil
+}
+
 // signIn logs in with a browser that approves by itself.
 func signIn(t *testing.T, v *Vault, bucket string) error {
 	t.Helper()
-	browser := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	var opened sync.WaitGroup
-	err := v.Login(context.Background(), "acme", bucket, LoginOptions{Show: func(u string) {
-		opened.Go(func() {
-			resp, err := browser.Get(u)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			_, _ = io.Copy(io.Discard, resp.Body)
-			_ = resp.Body.Close()
-		})
-	}})
-	opened.Wait()
+	face := &person{t: t}
+	err := v.Login(context.Background(), "acme", bucket, LoginOptions{Face: face})
+	face.opened.Wait()
 	return err
 }
 
@@ -215,7 +244,7 @@ func TestSaveTokenKeepsTheStoredRefreshToken(t *testing.T) {
 // Two processes that save to the same and to different logins lose neither's work: here two vaults over one store.
 func TestConcurrentSaves(t *testing.T) {
 	v, _ := newVault(t, nil, nil)
-	w := open(v.opened, newJournal(t, t.TempDir(), v.log), provider.NewClient(), config.Default(), v.log)
+	w := open(v.opened, newJournal(t, t.TempDir(), v.log), provider.NewClient(), Options{Config: config.Default(), Logger: v.log})
 	ctx := context.Background()
 	refresh := `{"access_token":"a","refresh_token":"test-refresh-canary","expiry":1,"token_type":"Bearer"}`
 	if err := v.store.Write(ctx, loginItem("acme", "default"), secret.New(refresh)); err != nil {
@@ -335,28 +364,6 @@ func TestConfidentialClientNeedsItsStoredKey(t *testing.T) {
 	}
 	if err := signIn(t, v, "default"); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestLoginThatCannotBegin(t *testing.T) {
-	v, _ := newVault(t, newServer(t, oauthtest.Options{}), func(p *config.Provider) { p.Dialect = "codex" })
-	for name, c := range map[string]struct {
-		provider, flow string
-		want           wire.Code
-	}{
-		"unknown":          {"nobody", "", wire.CodeProviderNotFound},
-		"built-in":         {"anthropic", "", wire.CodeProviderNotFound},
-		"dialect to come":  {"acme", "", wire.CodeProviderNotFound},
-		"a bucket no name": {"acme", "", wire.CodeInvalidRequest},
-	} {
-		bucket := "default"
-		if c.want == wire.CodeInvalidRequest {
-			bucket = "a b"
-		}
-		err := v.Login(context.Background(), c.provider, bucket, LoginOptions{Flow: c.flow, Show: func(string) { t.Error("shown") }})
-		if code(err) != c.want {
-			t.Errorf("%s: %v", name, err)
-		}
 	}
 }
 

@@ -1,0 +1,84 @@
+package vault
+
+import (
+	"context"
+	"errors"
+
+	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	flows "github.com/credproxy/credproxy/internal/vault/internal/login"
+	"github.com/credproxy/credproxy/internal/vault/internal/store"
+	"github.com/credproxy/credproxy/wire"
+)
+
+// flowNames are the configuration's names of the protocol's flows.
+var flowNames = map[wire.FlowType]string{
+	"":                       "",
+	wire.FlowPKCERedirect:    FlowPaste,
+	wire.FlowDeviceCode:      FlowDevice,
+	wire.FlowBrowserRedirect: FlowBrowser,
+}
+
+// BeginLogin begins a login for a sandbox. What it answers holds no secret; the session belongs to the peer's UID.
+// allowed is asked once more before anything is stored.
+func (v *Vault) BeginLogin(ctx context.Context, uid int, providerName, bucket string, flow wire.FlowType, allowed func() bool) (*wire.Session, error) {
+	name, ok := flowNames[flow]
+	if !ok {
+		return nil, wire.E(wire.CodeInvalidRequest, "flow is pkce_redirect, device_code or browser_redirect")
+	}
+	return v.sessions.Begin(ctx, flows.Begin{
+		UID: uid, Provider: providerName, Bucket: bucket, Allowed: allowed,
+		Start: func(ctx context.Context) (*flows.Login, error) { return v.startLogin(ctx, providerName, name) },
+	})
+}
+
+// ExchangeLogin ends a login with the code that the person pasted. The exchange goes on when ctx ends.
+func (v *Vault) ExchangeLogin(ctx context.Context, uid int, sessionID, code string) (*wire.Token, error) {
+	return v.sessions.Exchange(ctx, uid, sessionID, code)
+}
+
+// PollLogin says how a login stands that the person finishes in the browser.
+func (v *Vault) PollLogin(_ context.Context, uid int, sessionID string) (*wire.Poll, error) {
+	return v.sessions.Poll(uid, sessionID)
+}
+
+// CancelLogin gives a login up: when it returns, nothing polls or listens for it any more.
+func (v *Vault) CancelLogin(_ context.Context, uid int, sessionID string) error {
+	return v.sessions.Cancel(uid, sessionID)
+}
+
+// LoginOf returns what a session is a login to.
+func (v *Vault) LoginOf(sessionID string) (providerName, bucket string, ok bool) {
+	return v.sessions.Of(sessionID)
+}
+
+// HasLogin reports whether a login is stored that a new one would replace.
+func (v *Vault) HasLogin(ctx context.Context, providerName, bucket string) bool {
+	_, err := v.store.Read(ctx, loginItem(providerName, bucket))
+	return !errors.Is(err, store.ErrNotFound)
+}
+
+// storeLogin stores what a session brought and returns it as it may go inside.
+func (v *Vault) storeLogin(ctx context.Context, providerName, bucket string, g *grant.Grant) (*wire.Token, error) {
+	if err := v.storeGrant(ctx, providerName, bucket, g); err != nil {
+		return nil, err
+	}
+	v.log.Info("logged in from inside", "provider", providerName, "bucket", bucket)
+	t, err := g.Wire(v.allowedFields(providerName))
+	if err != nil {
+		return nil, notServable(providerName, bucket, err)
+	}
+	return t, nil
+}
+
+// loginFailure is what a sandbox is told of a login that failed. The host's log has the rest.
+func (v *Vault) loginFailure(err error) *wire.Error {
+	if coded, ok := err.(*wire.Error); ok {
+		return coded
+	}
+	v.log.Warn("a login that a sandbox began has failed", "error", err)
+	if e := flows.Crossing(err); e != nil {
+		return e
+	}
+	coded, _ := errors.AsType[*wire.Error](hostError(err))
+	return coded
+}
