@@ -53,9 +53,6 @@ func (c *Client) resolve(ctx context.Context, p *Provider, missing bool) (*Provi
 	resolved.DeviceURL = cmp.Or(p.DeviceURL, m.device)
 	resolved.RevokeURL = cmp.Or(p.RevokeURL, m.revoke)
 	resolved.issInAnswers = m.issInAnswers
-	if resolved.TokenURL == "" {
-		return nil, &Error{Kind: Unclear, Provider: p.Name, reason: "its issuer's metadata have no token endpoint"}
-	}
 	if p.Flows == nil {
 		resolved.Flows = resolved.possibleFlows()
 	}
@@ -153,6 +150,9 @@ func (c *Client) fetchMetadata(ctx context.Context, p *Provider, at string) (met
 		device:       text(members["device_authorization_endpoint"]),
 		revoke:       text(members["revocation_endpoint"]),
 		issInAnswers: string(members["authorization_response_iss_parameter_supported"]) == "true",
+	}
+	if m.token == "" {
+		return metadata{}, failed(Unclear, "its issuer's metadata have no token endpoint")
 	}
 	for _, endpoint := range []string{m.authorize, m.token, m.device, m.revoke} {
 		if endpoint != "" && (!secureURL(endpoint) || loopbackHTTP(endpoint) && !onLoopback(p.Issuer)) {

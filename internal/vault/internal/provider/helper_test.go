@@ -154,3 +154,17 @@ func texts(err error) string {
 
 // discard takes what a test server says about a client that hung up.
 var discard = log.New(io.Discard, "", 0)
+
+// approve is the person with the browser, who comes back with a query.
+func approve(t *testing.T, s *oauthtest.Server, a *Authorization) url.Values {
+	t.Helper()
+	back, err := s.Approve(context.Background(), a.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(back)
+	if err != nil || !strings.HasPrefix(back, a.Redirect+"?") {
+		t.Fatalf("came back to %q, not to %q", back, a.Redirect)
+	}
+	return u.Query()
+}
