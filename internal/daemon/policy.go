@@ -36,6 +36,7 @@ const (
 )
 
 var (
+	errUnknown    = wire.E(wire.CodeProviderNotFound, "no provider of this name is configured, and none is built in")
 	errDenied     = wire.E(wire.CodeUnauthorized, "the profile does not allow logins")
 	errNobody     = wire.E(wire.CodeUnauthorized, "the profile wants a person on the host to agree to the login, but nobody can be asked here; log in on the host: credproxy auth login")
 	errRefused    = wire.E(wire.CodeUnauthorized, "a person on the host did not agree to the login")
@@ -56,7 +57,8 @@ type knowledge interface {
 // policy decides whether a sandbox may begin a login that its profile has room for, and tells the host about it. allow may
 // be called from any goroutine; mu guards what stands below it and is not held while somebody is asked.
 type policy struct {
-	profile      func() *config.Profile // the current one
+	profile      func() *config.Profile     // the current one
+	known        func(provider string) bool // nobody is bothered for what does not exist
 	vault        knowledge
 	ask          func(ctx context.Context, q Question) (bool, error) // nil: nobody can be asked
 	askByDefault bool
@@ -79,6 +81,8 @@ func (p *policy) allow(ctx context.Context, r server.LoginRequest) error {
 	switch {
 	case profile.Login == config.LoginDeny: // the scope did not let it come here, unless it was edited just now
 		return errDenied
+	case !p.known(r.Provider):
+		return errUnknown
 	case profile.Login == config.LoginAsk || profile.Login == config.LoginUnset && p.askByDefault:
 		if err := p.question(ctx, &q); err != nil {
 			p.tell(&p.turned, slog.LevelWarn, "a sandbox may not log in", q, "reason", err.Error())

@@ -68,6 +68,7 @@ type host struct {
 func newHost(login config.LoginPolicy, somebody bool) *host {
 	h := &host{know: &memKnowledge{stored: map[string]bool{}, terms: map[string]string{}, accepted: map[string]bool{}}, answer: true, after: time.Second}
 	h.login.Store(login)
+	h.known = func(provider string) bool { return provider != "unknown" }
 	h.vault, h.log = h.know, slog.New(slog.NewTextHandler(&h.out, nil))
 	h.ending, h.end = context.WithCancel(context.Background())
 	h.profile = func() *config.Profile {
@@ -154,6 +155,13 @@ func TestPolicy(t *testing.T) {
 			t.Errorf("%q is %q, want %q", flow, got, want)
 		}
 	}
+	// Nobody is bothered for what does not exist.
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(config.LoginAsk, true)
+		if err := h.allow(t.Context(), wish("unknown")); err != errUnknown || len(h.asked)+len(h.notices)+h.out.Len() != 0 {
+			t.Errorf("%v, %d questions, %d notices", err, len(h.asked), len(h.notices))
+		}
+	})
 	// The profile of this moment counts.
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(config.LoginAllow, true)
