@@ -7,6 +7,8 @@
 //	keys, err := credproxy.Keys(ctx)
 //	key, found, err := keys.APIKey(ctx, "openai")
 //
+//	token, err := credproxy.Login(ctx, client.LoginOptions{Provider: "acme", Face: myFace})
+//
 // Which of the two it is decides LLXPRT_CREDENTIAL_SOCKET; neither hands out a refresh token. [StartProxy] runs a proxy
 // for a sandbox that the program starts itself.
 package credproxy
@@ -22,6 +24,7 @@ import (
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/daemon"
 	"github.com/credproxy/credproxy/internal/vault"
+	"github.com/credproxy/credproxy/wire"
 )
 
 // SocketVariable names the environment variable that holds the proxy's socket inside a sandbox.
@@ -33,6 +36,7 @@ var opened struct {
 	sync.Mutex
 	tokens client.Tokens
 	keys   client.Keys
+	login  func(context.Context, client.LoginOptions) (*wire.Token, error)
 }
 
 // Tokens returns the process's token store: the proxy's if [SocketVariable] is set, this machine's otherwise. The first
@@ -52,6 +56,15 @@ func Keys(ctx context.Context) (client.Keys, error) {
 	return opened.keys, nil
 }
 
+// Login logs a person in, by the same side as [Tokens]: over the socket, where the host does it and keeps what it yields, or
+// on this machine. The face shows what the person has to do. The token is what [client.Tokens] answers from then on.
+func Login(ctx context.Context, o client.LoginOptions) (*wire.Token, error) {
+	if err := openOnce(ctx); err != nil {
+		return nil, err
+	}
+	return opened.login(ctx, o)
+}
+
 func openOnce(ctx context.Context) error {
 	opened.Lock()
 	defer opened.Unlock()
@@ -60,18 +73,22 @@ func openOnce(ctx context.Context) error {
 	}
 	if socket := os.Getenv(SocketVariable); socket != "" {
 		c := client.New(client.Options{Socket: socket})
-		opened.tokens, opened.keys = c.Tokens(), c.Keys()
+		opened.tokens, opened.keys, opened.login = c.Tokens(), c.Keys(), c.Login
 		return nil
 	}
 	settings, dirs, err := load("")
 	if err != nil {
 		return err
 	}
-	v, err := vault.Open(ctx, vault.Options{Config: settings, Dirs: dirs, Logger: slog.Default()})
+	timeout, err := config.LoginTimeout()
 	if err != nil {
 		return err
 	}
-	opened.tokens, opened.keys = directTokens{v}, directKeys{v}
+	v, err := vault.Open(ctx, vault.Options{Config: settings, Dirs: dirs, LoginTimeout: timeout, Logger: slog.Default()})
+	if err != nil {
+		return err
+	}
+	opened.tokens, opened.keys, opened.login = directTokens{v}, directKeys{v}, directTokens{v}.logIn
 	return nil
 }
 
