@@ -59,7 +59,7 @@ func parsePaste(pasted string) (url.Values, error) {
 	}
 	var q url.Values
 	var err error
-	if question := strings.IndexByte(s, '?'); strings.Contains(s, "://") || question >= 0 {
+	if strings.Contains(s, "://") || strings.Contains(s, "?") {
 		address, fragment, _ := strings.Cut(s, "#")
 		_, query, _ := strings.Cut(address, "?")
 		q, err = fromAddress(query, fragment)
