@@ -190,3 +190,43 @@ func TestGrantDoesNotPrint(t *testing.T) {
 		t.Errorf("a secret came out: %s", s)
 	}
 }
+
+// The client id that was issued with a login stays with it, on the host, whoever saves what over it.
+func TestClientID(t *testing.T) {
+	old := &Grant{AccessToken: secret.New("test-access-token-1"), RefreshToken: secret.New("test-refresh-token-1"), ClientID: "agent-1"}
+	stored, err := Parse(old.Seal())
+	if err != nil || stored.ClientID != "agent-1" || len(stored.Fields) != 0 {
+		t.Fatalf("stored: %v", err)
+	}
+	answer := &Grant{AccessToken: secret.New("test-access-token-2")}
+	if got := Merge(old, answer).ClientID; got != "agent-1" {
+		t.Errorf("after a refresh: %q", got)
+	}
+	if got := Merge(nil, old).ClientID; got != "agent-1" {
+		t.Errorf("of a login: %q", got)
+	}
+	answer.ClientID = "agent-2"
+	if got := Merge(old, answer).ClientID; got != "agent-2" {
+		t.Errorf("of a new login: %q", got)
+	}
+	saved := &wire.Token{AccessToken: "test-access-token-3", TokenType: "Bearer"}
+	_ = saved.Set("credproxy_client_id", json.RawMessage(`"evil"`))
+	for _, g := range []*Grant{MergeSaved(old, saved), MergeSaved(nil, saved)} {
+		if g.ClientID == "evil" || len(g.Fields) != 0 || strings.Contains(g.Seal().Reveal(), "evil") {
+			t.Error("a client saved a client id")
+		}
+	}
+	if got := MergeSaved(old, saved).ClientID; got != "agent-1" {
+		t.Errorf("after a save: %q", got)
+	}
+	token, err := old.Wire([]string{"credproxy_client_id", "client_id"})
+	if b, _ := json.Marshal(token); err != nil || strings.Contains(string(b), "agent-1") {
+		t.Errorf("it goes inside: %v", err)
+	}
+	if _, err := Parse(secret.New(`{"access_token":"a","credproxy_client_id":7}`)); err == nil {
+		t.Error("a client id of another type")
+	}
+	if g, err := Parse(secret.New(`{"access_token":"a","credproxy_client_id":null}`)); err != nil || g.ClientID != "" {
+		t.Errorf("null: %v", err)
+	}
+}

@@ -14,5 +14,6 @@ var Dialect = dialect.Dialect{
 	Redirects: []string{"http://localhost:3000/callback", "http://localhost/callback"},
 
 	Authorize: dialect.Authorize{Callback: "callback_url"},
-	Token:     dialect.Token{ExchangeJSON: true, Access: "key"},
+	// A status without a code says that the code is not good.
+	Token: dialect.Token{ExchangeJSON: true, Access: "key", DeadStatuses: []int{400, 403}},
 }
