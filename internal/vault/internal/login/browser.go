@@ -45,39 +45,46 @@ type outcome struct {
 
 // startBrowser listens on the first of the provider's redirects that is free.
 func (l *Login) startBrowser(ctx context.Context, p *provider.Provider) error {
-	var taken error // there is a redirect, or this flow would not be possible
-	for _, address := range p.Redirects() {
-		redirect, err := url.Parse(address)
-		if err != nil {
-			return &ListenError{Provider: p.Name, Address: "redirect_url", Err: errors.New("it is not a URL")}
-		}
-		listeners, port, err := listenLoopback(redirect.Hostname(), redirect.Port())
-		if err != nil {
-			taken = &ListenError{Provider: p.Name, Address: redirect.Host, Err: err, taken: errors.Is(err, syscall.EADDRINUSE)}
-			if errors.Is(taken, ErrPortTaken) {
-				continue
-			}
-			return taken
-		}
-		redirect.Host = net.JoinHostPort(redirect.Hostname(), port)
-		l.authorization, err = l.client.Authorize(ctx, p, redirect.String())
-		if err == nil {
-			redirect, err = url.Parse(l.authorization.Redirect)
-		}
-		if err != nil {
-			closeAll(listeners)
-			return err
-		}
-		l.URL = l.authorization.URL
-		l.serve(listeners, redirect.Path)
-		return nil
+	listeners, redirect, err := listenFirst(p.Name, p.Redirects())
+	if err != nil {
+		return err
 	}
-	return taken
+	l.authorization, err = l.client.Authorize(ctx, p, redirect)
+	if err != nil {
+		closeAll(listeners)
+		return err
+	}
+	l.URL = l.authorization.URL
+	l.serve(listeners)
+	return nil
 }
 
-func (l *Login) serve(listeners []net.Listener, path string) {
-	if path == "" {
-		path = "/"
+// listenFirst listens on the first of the redirect URIs, at least one, whose port is not taken, and returns that one with
+// its port. The error is a *ListenError.
+func listenFirst(providerName string, redirects []string) ([]net.Listener, string, error) {
+	var failed *ListenError
+	for _, address := range redirects {
+		u, err := url.Parse(address)
+		if err != nil {
+			return nil, "", &ListenError{Provider: providerName, Address: "redirect_url", Err: errors.New("it is not a URL")}
+		}
+		listeners, port, err := listenLoopback(u.Hostname(), u.Port())
+		if err == nil {
+			u.Host = net.JoinHostPort(u.Hostname(), port)
+			return listeners, u.String(), nil
+		}
+		failed = &ListenError{Provider: providerName, Address: u.Host, Err: err, taken: errors.Is(err, syscall.EADDRINUSE)}
+		if !failed.taken {
+			break
+		}
+	}
+	return nil, "", failed
+}
+
+func (l *Login) serve(listeners []net.Listener) {
+	path := "/"
+	if u, err := url.Parse(l.authorization.Redirect); err == nil && u.Path != "" {
+		path = u.Path
 	}
 	c := &callback{
 		login: l, path: path, listeners: listeners,
@@ -110,7 +117,12 @@ func (c *callback) wait(ctx context.Context) (*grant.Grant, error) {
 	case o := <-c.done:
 		return o.grant, o.err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		select {
+		case o := <-c.done: // both at once
+			return o.grant, o.err
+		default:
+			return nil, ctx.Err()
+		}
 	}
 }
 

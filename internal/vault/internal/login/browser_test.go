@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -397,24 +396,28 @@ func TestTakenPort(t *testing.T) {
 	}
 }
 
-// Codex has two ports: the second is for when the first is taken.
+// A provider with two ports: the second is for when the first is taken, by whichever family.
 func TestSecondPort(t *testing.T) {
-	w := newWorld(t, oauthtest.Options{})
-	w.p.Dialect = "codex"
-	redirects := w.p.Redirects()
-	if len(redirects) != 2 {
-		t.Fatalf("redirects of codex: %v", redirects)
-	}
-	first, err := net.Listen("tcp", "127.0.0.1:1455")
+	first := taken(t)
+	_, port, _ := net.SplitHostPort(first)
+	listeners, redirect, err := listenFirst("acme", []string{"http://localhost:" + port + "/cb", "http://localhost/cb"})
 	if err != nil {
-		t.Fatalf("port 1455 is needed here: %v", err)
+		t.Fatal(err)
 	}
-	defer first.Close()
-	l := w.browserLogin(t, secret.String{})
-	if l.authorization.Redirect != "http://localhost:1457/auth/callback" {
-		t.Errorf("redirect %s, want port 1457", l.authorization.Redirect)
+	defer closeAll(listeners)
+	u, _ := url.Parse(redirect)
+	if u.Hostname() != "localhost" || u.Port() == port || u.Port() == "" || u.Path != "/cb" {
+		t.Errorf("redirect %s", redirect)
 	}
-	if _, err := Start(t.Context(), w.client, w.request(FlowBrowser)); !errors.Is(err, ErrPortTaken) || !strings.Contains(err.Error(), strconv.Itoa(1457)) {
+	_, _, err = listenFirst("acme", []string{"http://" + first + "/cb", redirect})
+	if !errors.Is(err, ErrPortTaken) || !strings.Contains(err.Error(), u.Port()) {
 		t.Errorf("both taken: %v", err)
+	}
+	// Only a taken port is a reason to try the next.
+	for _, address := range []string{"http://192.0.2.1:9/cb", "http://%zz/"} {
+		_, _, err = listenFirst("acme", []string{address, "http://127.0.0.1/cb"})
+		if e, ok := errors.AsType[*ListenError](err); !ok || errors.Is(err, ErrPortTaken) || e.Address == "" {
+			t.Errorf("%s: %v", address, err)
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/credproxy/credproxy/internal/oauthtest"
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -61,11 +62,16 @@ func (x *proxy) count() int {
 }
 
 func (x *proxy) try(ctx context.Context, flow string) (*wire.Session, error) {
-	b := Begin{UID: me, Provider: "acme", Bucket: "work", Start: func(ctx context.Context) (*Login, error) {
-		return Start(ctx, x.w.client, x.w.request(flow))
-	}}
+	b := Begin{UID: me, Provider: "acme", Bucket: "work", Start: x.starts(flow, secret.String{})}
 	x.begin(&b)
 	return x.Begin(ctx, b)
+}
+
+// starts begins a login by a flow.
+func (x *proxy) starts(flow string, clientSecret secret.String) func(context.Context) (*Login, error) {
+	return func(ctx context.Context) (*Login, error) {
+		return Start(ctx, x.w.client, Request{Provider: x.w.p, Flow: flow, Secret: clientSecret})
+	}
 }
 
 func (x *proxy) session(t *testing.T, flow string) *wire.Session {
