@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -183,9 +184,7 @@ func (c *Client) send(ctx, limit context.Context, p *Provider, r request, basic 
 	if err != nil {
 		return nil, &Error{Kind: Malformed, Provider: p.Name, reason: "its endpoint is not a URL"}
 	}
-	for name, values := range r.header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, r.header)
 	req.Header.Set("Content-Type", contentType)
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", userAgent)
