@@ -169,12 +169,12 @@ func (c *callback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	close(c.decided)
 	defer close(c.answered)
-	defer closeAll(c.listeners)
 	g, err := c.login.client.Exchange(c.login.closing, c.login.authorization, q, c.login.secret)
 	if err != nil && c.login.closing.Err() != nil {
 		err = ErrClosed
 	}
 	c.done <- outcome{g, err}
+	closeAll(c.listeners) // this was all they were for; the page goes over its own connection
 	denied, ok := errors.AsType[*provider.Error](err)
 	switch {
 	case err == nil:
