@@ -188,6 +188,7 @@ func (v *Vault) revoke(ctx context.Context, providerName string, sealed secret.S
 	if err != nil {
 		return false, err
 	}
+	p = p.For(g)
 	if !g.RefreshToken.IsZero() {
 		return false, v.client.Revoke(ctx, p, g.RefreshToken, "refresh_token", clientSecret)
 	}
