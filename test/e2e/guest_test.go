@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -10,11 +11,13 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -27,6 +30,7 @@ var roles = map[string]func(args []string) int{
 	"ask":         ask,
 	"linger":      linger,
 	"open-files":  openFiles,
+	"hands":       hands,
 }
 
 // surroundings is what a program in a sandbox can see.
@@ -183,6 +187,101 @@ func ask(args []string) int {
 		fmt.Println(a)
 	}
 	return 0
+}
+
+// hands does what it is told in orders on stdin, all at once, and reports on stdout. It ends with stdin.
+func hands([]string) int {
+	var mu sync.Mutex // guards stdout, and started
+	say := func(r report) {
+		line, _ := json.Marshal(r)
+		mu.Lock()
+		defer mu.Unlock()
+		_, _ = os.Stdout.Write(append(line, '\n'))
+	}
+	fmt.Println("ready")
+	type child struct {
+		cmd   *exec.Cmd
+		stdin io.Writer
+	}
+	started := map[int]child{}
+	lines := bufio.NewScanner(os.Stdin)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var o order
+		if err := json.Unmarshal(lines.Bytes(), &o); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		switch {
+		case o.Run != nil:
+			cmd := exec.Command(o.Run[0], o.Run[1:]...)
+			stdout, _ := cmd.StdoutPipe()
+			stderr, _ := cmd.StderrPipe()
+			stdin, err := cmd.StdinPipe()
+			if err == nil {
+				err = cmd.Start()
+			}
+			if err != nil {
+				say(report{ID: o.ID, Failure: err.Error(), Ended: true, Code: -1})
+				continue
+			}
+			started[o.ID] = child{cmd, stdin}
+			go func() {
+				var copying sync.WaitGroup
+				hand := func(from io.Reader, as func(string) report) {
+					buffer := make([]byte, 64<<10)
+					for {
+						n, err := from.Read(buffer)
+						if n > 0 {
+							say(as(string(buffer[:n])))
+						}
+						if err != nil {
+							return
+						}
+					}
+				}
+				copying.Go(func() { hand(stdout, func(s string) report { return report{ID: o.ID, Out: s} }) })
+				copying.Go(func() { hand(stderr, func(s string) report { return report{ID: o.ID, Err: s} }) })
+				copying.Wait()
+				_ = cmd.Wait()
+				say(report{ID: o.ID, Ended: true, Code: cmd.ProcessState.ExitCode()})
+			}()
+		case o.Type != "":
+			_, _ = io.WriteString(started[o.ID].stdin, o.Type)
+		case o.Signal != 0:
+			_ = started[o.ID].cmd.Process.Signal(o.Signal)
+		case o.Op != "":
+			go func() {
+				a, err := askOnce(o.Op, o.Payload)
+				if err != nil {
+					say(report{ID: o.ID, Failure: err.Error()})
+					return
+				}
+				say(report{ID: o.ID, Answer: &a})
+			}()
+		}
+	}
+	return 0
+}
+
+// askOnce asks the socket from the environment for one operation, on a connection of its own.
+func askOnce(op string, payload m) (answer, error) {
+	c, err := net.Dial("unix", os.Getenv("LLXPRT_CREDENTIAL_SOCKET"))
+	if err != nil {
+		return answer{}, err
+	}
+	defer c.Close()
+	k := &conn{Conn: c}
+	_, _ = c.Write(framed(`{"v":1,"op":"handshake","payload":{"minVersion":1,"maxVersion":1}}`))
+	if a, err := k.recv(patience); err != nil || !a.OK {
+		return a, err
+	}
+	request, err := json.Marshal(m{"v": 1, "id": "1", "op": op, "payload": payload})
+	if err != nil {
+		return answer{}, err
+	}
+	_, _ = c.Write(framed(string(request)))
+	return k.recv(2 * patience)
 }
 
 // linger writes a file, ignores what can be ignored and stays until it is killed, with a child that does the same.
