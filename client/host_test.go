@@ -37,7 +37,7 @@ type hosted struct {
 func (h *host) CachedToken(string, string) (*wire.Token, bool) { return nil, false }
 func (h *host) Providers(context.Context) ([]string, error)    { return nil, nil }
 
-func (h *host) BeginLogin(ctx context.Context, uid int, provider, _ string, _ wire.FlowType, _ func() bool) (*wire.Session, error) {
+func (h *host) BeginLogin(ctx context.Context, uid int, provider, _ string, _ wire.FlowType, _ func() bool, _ func(*wire.Error)) (*wire.Session, error) {
 	if h.slow > 0 { // and does not notice that nobody waits any more
 		time.Sleep(h.slow)
 	}

@@ -193,6 +193,7 @@ func (p *Proxy) Close(ctx context.Context) error {
 	err := p.server.Shutdown(ctx)
 	_ = p.socket.Close()
 	p.workers.Wait()
+	p.vault.EndLogins() // what becomes of them is for the audit log
 	release()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWrite)
 	defer cancel()

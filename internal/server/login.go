@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"time"
 
+	"github.com/credproxy/credproxy/internal/audit"
 	"github.com/credproxy/credproxy/internal/socket"
 	"github.com/credproxy/credproxy/wire"
 )
@@ -91,7 +93,16 @@ func (s *Server) beginLogin(ctx context.Context, req *wire.Request, peer socket.
 	}
 	of := wire.Request{Op: req.Op, Provider: req.Provider, Bucket: req.Bucket} // outlives req
 	within := func() bool { return allowed(s.cfg.Scope(), &of) == nil }
-	session, err := s.cfg.Vault.BeginLogin(ctx, peer.UID, req.Provider, req.Bucket, req.Flow, within)
+	begun := time.Now()
+	ended := func(e *wire.Error) {
+		code := codeOf(e)
+		s.cfg.Audit.Record(&audit.Event{
+			Time: time.Now(), Profile: s.cfg.Profile, Op: opLogin, Provider: of.Provider, Bucket: of.Bucket,
+			Outcome: outcome(code), Code: string(code), Duration: time.Since(begun),
+			UID: peer.UID, PID: peer.PID, Container: peer.Container,
+		})
+	}
+	session, err := s.cfg.Vault.BeginLogin(ctx, peer.UID, req.Provider, req.Bucket, req.Flow, within, ended)
 	if session == nil && err == nil {
 		err = errNothing
 	}
@@ -130,6 +141,10 @@ func (s *Server) abandon(uid int, id string) {
 	defer s.recovered(wire.OpOAuthCancel, &none, &err)
 	err = s.cfg.Vault.CancelLogin(ctx, uid, id)
 }
+
+// opLogin is in the audit record the end of a login that nobody brings to an end by a request: by a device code or by the
+// browser. Its duration is from the beginning.
+const opLogin = "oauth_login"
 
 // shortID is what may be logged of a session's id.
 func shortID(id string) string { return id[:min(len(id), 8)] }

@@ -15,6 +15,7 @@ type memLogin struct {
 	provider, bucket string
 	flow             wire.FlowType
 	allowed          func() bool
+	ended            func(*wire.Error)
 	over             bool
 	outcome          *wire.Poll // what the provider said; nil: it waits for the user
 }
@@ -33,7 +34,7 @@ var (
 	errNotAllowed   = wire.E(wire.CodeUnauthorized, "the login is no longer allowed")
 )
 
-func (v *memVault) BeginLogin(ctx context.Context, uid int, provider, bucket string, flow wire.FlowType, allowed func() bool) (*wire.Session, error) {
+func (v *memVault) BeginLogin(ctx context.Context, uid int, provider, bucket string, flow wire.FlowType, allowed func() bool, ended func(*wire.Error)) (*wire.Session, error) {
 	v.mu.Lock()
 	deaf := v.stubborn // the login has begun when ctx ends
 	v.mu.Unlock()
@@ -45,7 +46,7 @@ func (v *memVault) BeginLogin(ctx context.Context, uid int, provider, bucket str
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	l := &memLogin{id: fmt.Sprintf("%032x", len(v.logins)+0xabcd), uid: uid, provider: provider, bucket: bucket, flow: flow, allowed: allowed}
+	l := &memLogin{id: fmt.Sprintf("%032x", len(v.logins)+0xabcd), uid: uid, provider: provider, bucket: bucket, flow: flow, allowed: allowed, ended: ended}
 	v.logins = append(v.logins, l)
 	s := &wire.Session{ID: l.id, Flow: flow, ExpiresInMS: 600_000}
 	if flow == wire.FlowDeviceCode {
@@ -160,6 +161,7 @@ func (v *memVault) approve(id string, e *wire.Error) {
 		p = &wire.Poll{Status: wire.PollComplete, Token: v.login(l)}
 	}
 	v.set(func() { l.outcome = p })
+	l.ended(p.Err)
 }
 
 func (v *memVault) CancelLogin(ctx context.Context, uid int, id string) error {

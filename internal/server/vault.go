@@ -38,7 +38,9 @@ type Vault interface {
 
 	// BeginLogin begins a login by flow, or by the provider's first if that is "". The Session has the members that are
 	// an extension. The vault asks allowed again before it stores what the login yields, for as long as the session lives.
-	BeginLogin(ctx context.Context, uid int, provider, bucket string, flow wire.FlowType, allowed func() bool) (*wire.Session, error)
+	// It calls ended when a login that needs no code has come to its end by itself, whether anybody asks for that or not:
+	// with nil when what it yielded is stored, or with why not.
+	BeginLogin(ctx context.Context, uid int, provider, bucket string, flow wire.FlowType, allowed func() bool, ended func(*wire.Error)) (*wire.Session, error)
 	// ExchangeLogin ends a login with the code that its user has pasted. The code is spent when the provider has been
 	// asked, whatever becomes of ctx, and what it yields is stored.
 	ExchangeLogin(ctx context.Context, uid int, sessionID, code string) (*wire.Token, error)

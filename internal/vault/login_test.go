@@ -73,7 +73,7 @@ func TestLoginWithoutAStore(t *testing.T) {
 	if err := v.Login(context.Background(), "acme", "default", LoginOptions{Face: face}); !errors.Is(err, store.ErrLocked) || face.url != "" {
 		t.Errorf("%v, shown %q", err, face.url)
 	}
-	if _, err := v.BeginLogin(context.Background(), 1, "acme", "default", "", nil); code(err) != wire.CodeInternal || !strings.Contains(err.Error(), "locked") {
+	if _, err := v.BeginLogin(context.Background(), 1, "acme", "default", "", nil, nil); code(err) != wire.CodeInternal || !strings.Contains(err.Error(), "locked") {
 		t.Errorf("from inside: %v", err)
 	}
 }
@@ -145,10 +145,10 @@ func TestLoginFromInside(t *testing.T) {
 	s := newServer(t, oauthtest.Options{})
 	v, logged := newVault(t, s, func(p *config.Provider) { p.Flows = []string{FlowPaste, FlowBrowser} })
 	ctx := context.Background()
-	allowed := true
+	allowed, ends := true, make(chan *wire.Error, 10)
 	begin := func(flow wire.FlowType) *wire.Session {
 		t.Helper()
-		session, err := v.BeginLogin(ctx, 7, "acme", "work", flow, func() bool { return allowed })
+		session, err := v.BeginLogin(ctx, 7, "acme", "work", flow, func() bool { return allowed }, func(e *wire.Error) { ends <- e })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -188,6 +188,9 @@ func TestLoginFromInside(t *testing.T) {
 	if poll.Status != wire.PollComplete || !s.Valid(poll.Token.AccessToken) {
 		t.Fatalf("%+v", poll)
 	}
+	if e := <-ends; e != nil {
+		t.Errorf("ended with %v", e)
+	}
 
 	session = begin("")
 	if err := v.CancelLogin(ctx, 7, session.ID); err != nil {
@@ -207,11 +210,19 @@ func TestLoginFromInside(t *testing.T) {
 	if after, _ := v.Token(ctx, "acme", "work"); after.AccessToken != before.AccessToken {
 		t.Error("stored although it was taken away")
 	}
-	if _, err := v.BeginLogin(ctx, 7, "nobody", "default", "", nil); code(err) != wire.CodeProviderNotFound {
+	if _, err := v.BeginLogin(ctx, 7, "nobody", "default", "", nil, nil); code(err) != wire.CodeProviderNotFound {
 		t.Errorf("unknown: %v", err)
 	}
-	if _, err := v.BeginLogin(ctx, 7, "acme", "default", "some_flow", nil); code(err) != wire.CodeInvalidRequest {
+	if _, err := v.BeginLogin(ctx, 7, "acme", "default", "some_flow", nil, nil); code(err) != wire.CodeInvalidRequest {
 		t.Errorf("an unknown flow: %v", err)
+	}
+	session = begin(wire.FlowBrowserRedirect)
+	browser.get(session.AuthURL, true)
+	if e := <-ends; e == nil || e.Code != wire.CodeUnauthorized { // and nobody has polled
+		t.Errorf("not stored: ended with %v", e)
+	}
+	if len(ends) > 0 {
+		t.Errorf("a login that was pasted or cancelled ended with %v", <-ends)
 	}
 	for _, secret := range append(s.Issued().RefreshTokens, s.Issued().Codes...) {
 		if strings.Contains(logged.String(), secret) {

@@ -19,14 +19,15 @@ var flowNames = map[wire.FlowType]string{
 }
 
 // BeginLogin begins a login for a sandbox. What it answers holds no secret; the session belongs to the peer's UID.
-// allowed is asked once more before anything is stored.
-func (v *Vault) BeginLogin(ctx context.Context, uid int, providerName, bucket string, flow wire.FlowType, allowed func() bool) (*wire.Session, error) {
+// allowed is asked once more before anything is stored. ended is told, once, how a login ended that needs no pasted code
+// and was not cancelled: nil when it is stored. Either may be nil.
+func (v *Vault) BeginLogin(ctx context.Context, uid int, providerName, bucket string, flow wire.FlowType, allowed func() bool, ended func(*wire.Error)) (*wire.Session, error) {
 	name, ok := flowNames[flow]
 	if !ok {
 		return nil, wire.E(wire.CodeInvalidRequest, "flow is pkce_redirect, device_code or browser_redirect")
 	}
 	return v.sessions.Begin(ctx, flows.Begin{
-		UID: uid, Provider: providerName, Bucket: bucket, Allowed: allowed,
+		UID: uid, Provider: providerName, Bucket: bucket, Allowed: allowed, Ended: ended,
 		Start: func(ctx context.Context) (*flows.Login, error) { return v.startLogin(ctx, providerName, name) },
 	})
 }
@@ -50,6 +51,9 @@ func (v *Vault) CancelLogin(_ context.Context, uid int, sessionID string) error 
 func (v *Vault) LoginOf(sessionID string) (providerName, bucket string, ok bool) {
 	return v.sessions.Of(sessionID)
 }
+
+// EndLogins cancels the logins that sandboxes have begun and waits for those that are being stored. No other begins.
+func (v *Vault) EndLogins() { v.sessions.Close() }
 
 // HasLogin reports whether a login is stored that a new one would replace.
 func (v *Vault) HasLogin(ctx context.Context, providerName, bucket string) bool {

@@ -127,7 +127,7 @@ func open(s store.Store, j *journal.Journal, client *provider.Client, o Options)
 // Close ends the logins of sandboxes and waits for what is being read, and for a provider that is answering: up to 15 s, for to leave then could lose a
 // login. Then it releases the store.
 func (v *Vault) Close() error {
-	v.sessions.Close()
+	v.EndLogins()
 	v.refresh.Close()
 	v.client.Close()
 	return errors.Join(v.logins.Close(), v.keys.Close(), v.journal.Close(), v.opened.Close())

@@ -97,7 +97,7 @@ func (s *Sessions) run(n *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// What is remembered has nothing of the flow, nor of who began it.
-	n.login, n.begin.Start, n.begin.Allowed = nil, nil, nil
+	n.login, n.begin.Start, n.begin.Allowed, n.begin.Ended = nil, nil, nil, nil
 }
 
 // takePasted waits for the pasted code and exchanges it. The session's time counts until it has one.
@@ -120,6 +120,7 @@ func (s *Sessions) takePasted(ctx context.Context, n *session) (*grant.Grant, er
 // conclude stores the grant, if there is one, and ends the session, unless something else has ended it.
 func (s *Sessions) conclude(n *session, g *grant.Grant, err error) {
 	if err != nil && s.isOver(n, errors.Is(err, ErrTimeout)) {
+		s.tellExpired(n)
 		return
 	}
 	var (
@@ -136,6 +137,7 @@ func (s *Sessions) conclude(n *session, g *grant.Grant, err error) {
 			why = r.Err
 		}
 	} else if r.Token, err = s.keep(n, g); errors.Is(err, errOver) {
+		s.tellExpired(n)
 		return
 	} else if err != nil {
 		r.Err = s.crossing(err)
@@ -144,9 +146,30 @@ func (s *Sessions) conclude(n *session, g *grant.Grant, err error) {
 		r.Status, r.Token = wire.PollError, nil
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n.phase != over {
+	first := n.phase != over
+	if first {
 		s.endLocked(n, why, r)
+	}
+	s.mu.Unlock()
+	if first {
+		n.tell(r.Err)
+	}
+}
+
+// tellExpired says so of a session that is over, if that is why.
+func (s *Sessions) tellExpired(n *session) {
+	s.mu.Lock()
+	why := n.why
+	s.mu.Unlock()
+	if why != nil && why.Code == wire.CodeSessionExpired {
+		n.tell(why)
+	}
+}
+
+// tell says how a session that is polled has ended.
+func (n *session) tell(e *wire.Error) {
+	if n.polled && n.begin.Ended != nil {
+		n.begin.Ended(e)
 	}
 }
 

@@ -84,6 +84,10 @@ type Begin struct {
 	// Allowed is asked again before the grant is stored. nil is always.
 	Allowed func() bool
 
+	// Ended is told how a login that is polled came to its end by itself: nil when its grant is stored. It is called once, by
+	// the session's goroutine, and not for a login that was cancelled. nil is nobody.
+	Ended func(*wire.Error)
+
 	// Start begins the login; its context ends with the client. The session owns the Login from then on.
 	Start func(ctx context.Context) (*Login, error)
 }

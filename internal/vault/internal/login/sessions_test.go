@@ -266,6 +266,41 @@ func TestExpiryEndsTheWork(t *testing.T) {
 	})
 }
 
+// Whoever keeps the record learns how a login ended although nobody polls, and nothing of one that is ended by a request.
+func TestEnded(t *testing.T) {
+	bubble(t, oauthtest.Options{Approval: oauthtest.AskUser}, 12*time.Second, func(t *testing.T, x *proxy) {
+		var ends []string
+		x.begin = func(b *Begin) {
+			b.Ended = func(e *wire.Error) {
+				ends = append(ends, "stored")
+				if e != nil {
+					ends[len(ends)-1] = string(e.Code)
+				}
+			}
+		}
+		for _, c := range []struct {
+			flow string
+			do   func(s *wire.Session)
+			want string
+		}{
+			{FlowDevice, func(s *wire.Session) { x.w.server.Decide(s.UserCode, true) }, "stored"},
+			{FlowDevice, func(s *wire.Session) { x.w.server.Decide(s.UserCode, false) }, "EXCHANGE_FAILED"},
+			{FlowDevice, func(*wire.Session) {}, "SESSION_EXPIRED"},
+			{FlowDevice, func(s *wire.Session) { _ = x.Cancel(me, s.ID) }, ""},
+			{FlowPaste, func(s *wire.Session) { _, _ = x.Exchange(t.Context(), me, s.ID, "wrong") }, ""},
+			{FlowPaste, func(*wire.Session) {}, ""},
+		} {
+			ends = nil
+			c.do(x.session(t, c.flow))
+			time.Sleep(13 * time.Second)
+			synctest.Wait()
+			if got := strings.Join(ends, " "); got != c.want {
+				t.Errorf("%s: ended with %q, want %q", c.flow, got, c.want)
+			}
+		}
+	})
+}
+
 func TestConcurrentExchanges(t *testing.T) {
 	bubble(t, oauthtest.Options{}, 0, func(t *testing.T, x *proxy) {
 		s := x.session(t, FlowPaste)
