@@ -267,7 +267,7 @@ confidential = ["*"]
 	for _, args := range [][]string{
 		{"token", "nobody"}, {"token", "other"}, {"key", "get", "hidden"}, {"key", "get", "acme-secret"}, {"key", "get", "nothing"}, {"key", "list"},
 		{"key", "list", "--json"}, {"key", "set", "openai"}, {"key", "remove", "openai"}, {"auth", "status"}, {"auth", "status", "--json"},
-		{"auth", "login", "acme"}, {"auth", "refresh", "acme"}, {"auth", "logout", "acme/nowhere"}, {"auth", "logout", "acme/work"},
+		{"auth", "login", "acme", "--flow", "device"}, {"auth", "login", "nobody"}, {"auth", "refresh", "acme"}, {"auth", "logout", "acme/nowhere"}, {"auth", "logout", "acme/work"},
 		{"auth", "refresh", "acme/work"}, {"auth", "refresh", "acme/refused-0"}, {"auth", "refresh", "confidential"},
 		{"providers"}, {"providers", "--json"}, {"profile", "list"}, {"doctor"}, {"version"}, {"key", "get"}, {"key", "set", "x", apiKey},
 	} {

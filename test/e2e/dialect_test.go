@@ -157,9 +157,15 @@ func TestDialects(t *testing.T) {
 			if last := family.RefreshTokens[len(family.RefreshTokens)-1]; !s.Valid(last) || len(family.RefreshTokens) == 1 != c.keep {
 				t.Errorf("%d refresh tokens were issued, the last is good: %v", len(family.RefreshTokens), s.Valid(last))
 			}
-			// What is stored is the newest refresh token: the provider knows it when it is revoked.
-			h.must("auth", "logout", "acme", "--revoke")
-			if !s.Families()[0].Revoked {
+			// What is stored is the newest refresh token: the provider is sent it when it is revoked. Google's way to ask, which
+			// says nothing of the client, is not taken by this server.
+			r := h.run("auth", "logout", "acme", "--revoke")
+			if r.code != 0 && c.dialect != "gemini" {
+				t.Errorf("%v", r)
+			}
+			family = s.Families()[0]
+			asked := s.Requests(oauthtest.Revoke)
+			if len(asked) != 1 || asked[0].Params.Get("token") != family.RefreshTokens[len(family.RefreshTokens)-1] || family.Revoked != (c.dialect != "gemini") {
 				t.Error("what was stored after the refresh is not the newest refresh token")
 			}
 

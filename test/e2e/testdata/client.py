@@ -250,14 +250,44 @@ def operations(version):
     refresh("refresh_token of it", provider="mine")
     op("how it stands, without", "get_bucket_stats", {"provider": "mine", "detail": True})
     op("remove it", "remove_token", {"provider": "mine"})
-    op("oauth_initiate", "oauth_initiate", {"provider": "acme"})
-    op("oauth_initiate with a flow", "oauth_initiate", {"provider": "acme", "flow": "device_code"})
+    op("oauth_initiate of nobody", "oauth_initiate", {"provider": "nobody"})
+    op("oauth_initiate with a flow that there is not", "oauth_initiate", {"provider": "acme", "flow": "device_code"})
     op("oauth_initiate with no flow type", "oauth_initiate", {"provider": "acme", "flow": "carrier_pigeon"})
-    op("oauth_exchange", "oauth_exchange", {"session_id": "0123456789abcdef0123456789abcdef", "code": "c"})
-    op("oauth_exchange without code", "oauth_exchange", {"session_id": "0123456789abcdef0123456789abcdef"})
-    op("oauth_poll", "oauth_poll", {"session_id": "0123456789abcdef0123456789abcdef"})
-    op("oauth_poll without session", "oauth_poll", {})
-    op("oauth_cancel", "oauth_cancel", {"session_id": "0123456789abcdef0123456789abcdef"})
+    op("oauth_initiate with an empty flow", "oauth_initiate", {"provider": "acme", "flow": ""})
+    op("oauth_initiate with detail 1", "oauth_initiate", {"provider": "acme", "detail": 1})
+
+    def login(case, payload):
+        """Begins a login and returns its id. What differs from run to run is not said."""
+        answer = c.call("oauth_initiate", payload)
+        data = answer.get("data", {})
+        id = data.get("session_id")
+        if id is not None:
+            assert isinstance(id, str) and 0 < len(id) <= 128, id
+            assert data["auth_url"].startswith("http://127.0.0.1:"), data
+            data["session_id"], data["auth_url"] = "ID", "ADDRESS"
+        say("v%d %s" % (version, case), text(answer, version=version))
+        return id
+
+    first = login("oauth_initiate", {"provider": "acme"})
+    second = login("oauth_initiate with everything", {"provider": "acme", "bucket": "default", "flow": "browser_redirect", "detail": True})
+    assert first != second
+    op("oauth_poll", "oauth_poll", {"session_id": first})
+    op("oauth_exchange of a login that is polled", "oauth_exchange", {"session_id": first, "code": "c"})
+    op("oauth_poll, still", "oauth_poll", {"session_id": first})
+    for case, id in [("", first), (" again", first), (" of the other", second)]:
+        op("oauth_cancel" + case, "oauth_cancel", {"session_id": id})
+    op("oauth_poll after it", "oauth_poll", {"session_id": first})
+    nowhere = "0123456789abcdef0123456789abcdef"
+    for operation, more in [("oauth_exchange", {"code": "c"}), ("oauth_poll", {}), ("oauth_cancel", {})]:
+        op(operation + " of nothing", operation, {"session_id": nowhere, **more})
+        op(operation + " without session", operation, more)
+        for id in ["", "x" * 128, "x" * 129, "../x", "\u00e9", None, 1, [], {}]:
+            name = json.dumps(id) if not isinstance(id, str) or len(id) < 9 else "%d x" % len(id)
+            op("%s of %s" % (operation, name), operation, {"session_id": id, **more})
+    op("oauth_exchange without code", "oauth_exchange", {"session_id": nowhere})
+    for code in ["", "x" * 4096, "x" * 4097, "a\nb", "a\u0000b", "a\u007fb", None, 1, []]:
+        name = json.dumps(code) if not isinstance(code, str) or len(code) < 9 else "%d x" % len(code)
+        op("oauth_exchange of code " + name, "oauth_exchange", {"session_id": nowhere, "code": code})
     op("cancel of nothing", "cancel", {"targetId": "nobody"})
     op("cancel without target", "cancel", {})
 
@@ -399,6 +429,8 @@ def scope():
             full = {**payload, "token": token} if op == "save_token" else payload
             answer = c.call(op, full)
             say("%s %s/%s" % (op, login[0], login[1] or ""), "ok" if answer["ok"] else text(answer))
+            if op == "oauth_initiate" and answer["ok"]:
+                c.call("oauth_cancel", {"session_id": answer["data"]["session_id"]})
     for provider in ["acme", "other", "nobody"]:
         say("list_buckets " + provider, text(c.call("list_buckets", {"provider": provider})))
     say("list_providers", text(c.call("list_providers")))
