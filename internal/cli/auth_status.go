@@ -126,7 +126,7 @@ func (a *app) statusText(r statusReport, now time.Time) string {
 	fmt.Fprintf(&b, "store: %s%s\n", r.Store, where)
 	if len(r.Logins) == 0 {
 		if inside() {
-			b.WriteString("no login that this sandbox may use is stored; log in on the host: credproxy auth login PROVIDER\n")
+			b.WriteString("no login that this sandbox may use is stored; log in on the host, or here: credproxy auth login PROVIDER\n")
 		} else {
 			b.WriteString("no logins are stored; log in with: credproxy auth login PROVIDER\n")
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -135,7 +134,7 @@ func (a *app) completeProviders(c *cobra.Command, args []string, typed string) (
 		if err != nil {
 			return nil
 		}
-		return slices.Sorted(maps.Keys(c.Providers))
+		return providerNames(c)
 	})(c, args, typed)
 }
 

@@ -57,17 +57,17 @@ func onTerminal(t *testing.T) (f *face, master *os.File, screen func(until strin
 	return &face{app: &app{stdin: slave, stdout: slave, stderr: slave}, login: login{"acme", "default"}}, master, screen
 }
 
-type answered struct {
+type codeAnswer struct {
 	code string
 	err  error
 }
 
-func asked(ctx context.Context, f *face, problem string) <-chan answered {
-	result := make(chan answered, 1)
+func asked(ctx context.Context, f *face, problem string) <-chan codeAnswer {
+	result := make(chan codeAnswer, 1)
 	go func() {
 		code, err := f.AskCode(ctx, problem)
 		f.rest()
-		result <- answered{code, err}
+		result <- codeAnswer{code, err}
 	}()
 	return result
 }

@@ -135,7 +135,7 @@ func (l *hiddenLine) escapes(c byte) {
 // report says on the line of the prompt how many characters there are, for whoever pastes without seeing anything happen.
 func (l *hiddenLine) report(screen *os.File, prompt string) {
 	n := utf8.RuneCount(l.text)
-	if n == l.reported || dumb() || width(screen) < len(prompt)+len("65536 characters")+1 {
+	if w := width(screen); n == l.reported || dumb() || (w > 0 && w <= len(prompt)+len("65536 characters")) {
 		return
 	}
 	l.reported = n

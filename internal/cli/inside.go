@@ -3,11 +3,13 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
 	"github.com/credproxy/credproxy"
 	"github.com/credproxy/credproxy/client"
+	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/vault"
 	"github.com/credproxy/credproxy/wire"
 )
@@ -39,21 +41,46 @@ var flowTypes = map[string]wire.FlowType{
 	vault.FlowPaste: wire.FlowPKCERedirect, vault.FlowDevice: wire.FlowDeviceCode, vault.FlowBrowser: wire.FlowBrowserRedirect,
 }
 
-// beginInside asks the proxy to begin a login. This version has no way to go on with one, and no proxy of this version
-// begins any.
-func (a *app) beginInside(ctx context.Context, l login, flow string) error {
+// loginInside has the host make a login, and shows the person what to do.
+func (a *app) loginInside(ctx context.Context, l login, o loginWishes) error {
 	c := client.New(client.Options{Socket: os.Getenv(socketVariable)})
 	defer c.Close()
-	hint := "log in on the host: credproxy auth login " + l.String()
-	session, err := c.OAuthInitiate(ctx, l.provider, l.bucket, flowTypes[flow])
-	if err == nil {
-		_ = c.OAuthCancel(ctx, session.ID)
-		err = errors.New("the proxy began a login that this version of credproxy cannot finish from inside")
+	if p, ok := describe(config.Default(), l.provider); ok { // what is built in is known here too
+		a.printStatus(p)
 	}
-	if errors.Is(err, wire.ErrUnauthorized) || statusOf(err) == exitUnreachable {
+	f := &face{app: a, login: l, inside: true, qr: o.qr}
+	defer f.rest()
+	f.asking("the host to begin the login (somebody there may have to agree)", providerLimit)
+	_, err := c.Login(ctx, client.LoginOptions{Provider: l.provider, Bucket: l.bucket, Flow: flowTypes[o.flow], Face: f})
+	f.rest()
+	if err != nil {
+		return notLoggedInInside(err, l)
+	}
+	fmt.Fprintf(a.stderr, "%s stored on the host as %s\n", a.paint(a.stderr).green("logged in:"), l.full())
+	return nil
+}
+
+// notLoggedInInside says what to do about a login that failed, where the error's own words do not.
+func notLoggedInInside(err error, l login) error {
+	crossing, ok := errors.AsType[*wire.Error](err)
+	if !ok {
 		return err
 	}
-	return &failure{err: err, hint: hint}
+	switch crossing.Code {
+	case wire.CodeUnauthorized:
+		return &failure{err: err, hint: "the host decides: log in there, with credproxy auth login " + l.String() + ", or see credproxy profile show there"}
+	case wire.CodeProviderNotFound:
+		return &failure{err: err, hint: "describe it on the host, in [providers." + shown(l.provider, "NAME") + "] of the configuration; credproxy providers there lists those that there are"}
+	case wire.CodeRateLimited:
+		if crossing.RetryAfter > 0 {
+			return &failure{err: err, hint: "try again in " + atMost(time.Duration(crossing.RetryAfter)*time.Second)}
+		}
+	case wire.CodeSessionExpired, wire.CodeSessionNotFound, wire.CodeSessionAlreadyUsed, wire.CodeExchangeFailed:
+		return &failure{err: err, hint: "begin again: credproxy auth login " + l.String()}
+	case wire.CodeInternal, wire.CodeInvalidRequest:
+		return &failure{err: err, hint: "on the host, where more can be said: credproxy auth login " + l.String()}
+	}
+	return err
 }
 
 // logoutInside has the proxy remove a login. One that is not there counts as removed, as for every client of the proxy.

@@ -18,44 +18,37 @@ type providerReport struct {
 	Name     string   `json:"name"`
 	Source   string   `json:"source"`    // "config", "builtin", or "store": only a login of that name is there
 	Status   string   `json:"status"`    // "ok", "restricted" or "discontinued"
-	Dialect  string   `json:"dialect"`   // "" when this version has none for it
-	Flows    []string `json:"flows"`     // those that this version can log in with
+	Dialect  string   `json:"dialect"`   // "" when nobody here knows
+	Flows    []string `json:"flows"`     // in the order in which they are tried; none when nobody here knows
 	LoggedIn *bool    `json:"logged_in"` // null when the store does not answer
 	Buckets  []string `json:"buckets"`   // of the stored logins
+
+	terms string
 }
 
+// Sources of what is known of a provider.
 const (
-	statusOK           = "ok"
-	statusRestricted   = "restricted"
-	statusDiscontinued = "discontinued"
+	sourceConfig  = "config"
+	sourceStore   = "store"
+	sourceBuiltin = "builtin"
 )
-
-// builtinStatus is what vendors say about logins that third parties keep; everything else is ok.
-func builtinStatus(name string) string {
-	switch name {
-	case "anthropic":
-		return statusRestricted
-	case "qwen", "gemini":
-		return statusDiscontinued
-	}
-	return statusOK
-}
 
 func (a *app) providersCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "providers",
 		Short: "List the providers: their status, how to log in, what is stored",
-		Long: `List the providers that the configuration describes and the built-in names. The
+		Long: `List the providers that the configuration describes and the built-in ones. The
 status is the vendor's word on logins that other programs keep:
 
   ok             nothing speaks against it
-  restricted     the vendor does not permit third parties to keep such logins
-  discontinued   the vendor has ended it for most accounts
+  restricted     the vendor does not permit third parties to keep such logins;
+                 credproxy auth login asks, once, whether to go on
+  discontinued   the vendor has ended it for most accounts; it works for those
+                 that are served
 
-This version logs in to providers from the configuration, by browser. A login of
-any other name that is stored already is served all the same, and API keys need
-no login.`,
+Inside a sandbox the configuration of the host cannot be seen, only what its
+profile lets in. API keys need no login.`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			list, err := a.providers(c.Context())
@@ -76,7 +69,13 @@ no login.`,
 				}
 				rows = append(rows, []string{p.Name, p.Source, p.Status, dash(p.Dialect), dash(strings.Join(p.Flows, " ")), stored})
 			}
-			return a.write(a.headed(rows))
+			text := a.headed(rows)
+			for _, p := range list {
+				if p.terms != "" {
+					text += "\n" + p.Name + ": " + p.terms + "\n"
+				}
+			}
+			return a.write(text)
 		},
 	}
 	jsonFlag(c, &asJSON)
@@ -84,52 +83,37 @@ no login.`,
 }
 
 func (a *app) providers(ctx context.Context) ([]providerReport, error) {
-	var described map[string]*config.Provider
-	var stored map[string][]string
-	var err error
-	if inside() {
-		stored, err = storedLogins(ctx, a)
-		if err != nil {
+	c := config.Default()
+	if !inside() {
+		var err error
+		if c, _, err = settings(); err != nil {
 			return nil, err
 		}
-	} else {
-		c, _, err := settings()
-		if err != nil {
+	}
+	stored, err := storedLogins(ctx, a)
+	if err != nil {
+		if inside() || ctx.Err() != nil {
 			return nil, err
 		}
-		described = c.Providers
-		if stored, err = storedLogins(ctx, a); err != nil {
-			if ctx.Err() != nil {
-				return nil, err
-			}
-			// The list is worth having without the store.
-			fmt.Fprintf(a.stderr, "what is logged in is not known: %s\n", oneLine(err.Error()))
-		}
+		// The list is worth having without the store.
+		fmt.Fprintf(a.stderr, "what is logged in is not known: %s\n", oneLine(err.Error()))
 	}
 	reports := map[string]providerReport{}
-	for _, name := range config.BuiltinProviders {
-		r := providerReport{Name: name, Source: "builtin", Status: builtinStatus(name), Flows: []string{}}
-		switch {
-		case slices.Contains(config.Dialects, name):
-			r.Dialect = name
-		case name == "xai" || name == "kimi": // RFC 8628 as it stands
-			r.Dialect = "oauth2"
+	for _, p := range vault.Describe(c) {
+		source := sourceConfig
+		if p.Builtin {
+			source = sourceBuiltin
 		}
-		reports[name] = r
-	}
-	for name, p := range described {
-		r := providerReport{Name: name, Source: "config", Status: statusOK, Dialect: p.Dialect, Flows: []string{}}
-		if p.Dialect == "oauth2" && p.AuthorizeURL != "" && slices.Contains(p.Flows, vault.FlowBrowser) {
-			r.Flows = append(r.Flows, vault.FlowBrowser)
+		reports[p.Name] = providerReport{
+			Name: p.Name, Source: source, Status: p.Status, Dialect: p.Dialect, Flows: append([]string{}, p.Flows...), terms: p.Terms,
 		}
-		reports[name] = r
 	}
 	for name := range stored {
 		if _, ok := reports[name]; !ok {
-			reports[name] = providerReport{Name: name, Source: "store", Status: statusOK, Flows: []string{}}
+			reports[name] = providerReport{Name: name, Source: sourceStore, Status: vault.StatusOK, Flows: []string{}}
 		}
 	}
-	order := map[string]int{"config": 0, "store": 1, "builtin": 2}
+	order := map[string]int{sourceConfig: 0, sourceStore: 1, sourceBuiltin: 2}
 	list := slices.Collect(maps.Values(reports))
 	slices.SortFunc(list, func(x, y providerReport) int {
 		if d := order[x.Source] - order[y.Source]; d != 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,7 +17,8 @@ import (
 
 // typing runs a command on a terminal of its own and types an answer whenever a prompt shows; what the terminal showed
 // is in the file "screen" then: typing STATUS PROMPT=ANSWER… -- COMMAND…
-// The answer "(provider open)" is not typed: it has the provider answer. "(Ctrl-C)" is that key.
+// Some answers are not typed: "(provider open)" has the provider answer, "(allow)" is a person who has entered the code and says
+// yes. "(Ctrl-C)" and "(Ctrl-D)" are keys, and "(code)" is pasted, as what the page at the last address shows.
 func typing(ts *testscript.TestScript, neg bool, args []string) {
 	at := 0
 	for at < len(args) && args[at] != "--" {
@@ -45,14 +47,33 @@ func typing(ts *testscript.TestScript, neg bool, args []string) {
 			prompt, answer, _ := strings.Cut(prompts[0], "=")
 			if i := strings.Index(screen.String()[seen:], prompt); i >= 0 {
 				answered := true
-				if answer == "(provider open)" {
+				switch answer {
+				case "(provider open)":
 					providerCmd(ts, false, []string{"open"})
-				} else if answer == "(Ctrl-C)" {
+				case "(allow)":
+					providerCmd(ts, false, []string{"allow"})
+				case "(Ctrl-C)":
 					_, err := master.WriteString("\x03")
 					ts.Check(err)
-				} else if answered = quiet(master); answered {
+				case "(Ctrl-D)":
+					if answered = quiet(master); answered {
+						_, err := master.WriteString("\x04")
+						ts.Check(err)
+					}
+				case "(code)":
+					if answered = quiet(master); answered {
+						addresses := shownAddress.FindAllStringSubmatch(screen.String(), -1)
+						_, err := master.WriteString("\x1b[200~" + copied(ts, addresses[len(addresses)-1][1]) + "\x1b[201~\r")
+						ts.Check(err)
+					}
+				case "y", "n": // to a question that shows what is typed
 					_, err := master.WriteString(answer + "\n")
 					ts.Check(err)
+				default:
+					if answered = quiet(master); answered {
+						_, err := master.WriteString(answer + "\n")
+						ts.Check(err)
+					}
 				}
 				if answered {
 					seen += i + len(prompt)
@@ -76,6 +97,9 @@ func typing(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("exited with status %s, not %s:\n%s", got, args[0], screen.String())
 	}
 }
+
+// shownAddress is an address as a terminal shows it.
+var shownAddress = regexp.MustCompile(`\x1b\\(http[^\s\x1b]+)`)
 
 // quiet waits until the terminal does not echo: a prompt is printed a moment before that.
 func quiet(master *os.File) bool {

@@ -84,6 +84,7 @@ func scripts(dir string, setup func(*testscript.Env) error) testscript.Params {
 			"leave":     leave,
 			"interrupt": interrupt,
 			"typing":    typing,
+			"pasting":   pasting,
 			"nosecrets": noSecrets,
 			"jsonkeys":  jsonKeys,
 			"secretfile": func(ts *testscript.TestScript, _ bool, args []string) {
@@ -103,7 +104,10 @@ type script struct {
 	calls  int           // to the provider's token endpoint, when the gate was closed
 	proxy  *exec.Cmd
 	stderr *logBuffer
-	keys   []string // API keys that no output but `key get` may show
+
+	devices int // logins by device code that `provider allow` has allowed
+
+	keys []string // API keys that no output but `key get` may show
 }
 
 // logBuffer is a process's log, which can be read while it is written. grown, of capacity 1, has a value after a write.

@@ -124,7 +124,7 @@ func (a *app) validToken(ctx context.Context, l login) (_ *wire.Token, err error
 
 func loginCommand(l login) string {
 	if inside() {
-		return "log in on the host: credproxy auth login " + l.String()
+		return "log in on the host, or here: credproxy auth login " + l.String()
 	}
 	return "log in: credproxy auth login " + l.String()
 }
