@@ -114,22 +114,25 @@ func (d *decoder) provider(n *node, name string) *Provider {
 	return p
 }
 
-// defaultFlows are the logins that the endpoints make possible. A redirect that does not come back to this machine leaves pasting.
+// defaultFlows are the logins that the endpoints make possible. A redirect that does not come back to this machine leaves pasting;
+// from one that does the address can be pasted too, when the browser is on another machine.
 // They are nil where somebody else knows better: a dialect its own, an issuer's metadata those of an issuer without more.
 func defaultFlows(p *Provider, redirect *url.URL) []string {
 	if p.Dialect != plainDialect {
 		return nil
 	}
+	away := redirect != nil && redirect.Scheme == "https"
 	var flows []string
-	if p.AuthorizeURL != "" {
-		if redirect != nil && redirect.Scheme == "https" {
-			flows = append(flows, "paste")
-		} else {
-			flows = append(flows, "browser")
-		}
+	if p.AuthorizeURL != "" && away {
+		flows = append(flows, "paste")
+	} else if p.AuthorizeURL != "" {
+		flows = append(flows, "browser")
 	}
 	if p.DeviceURL != "" {
 		flows = append(flows, "device")
+	}
+	if p.AuthorizeURL != "" && !away {
+		flows = append(flows, "paste")
 	}
 	return flows
 }

@@ -80,10 +80,10 @@ func TestFlowsAndRedirect(t *testing.T) {
 		text string
 		want any // []string: the flows; string: part of the error
 	}{
-		{"", []string{"browser"}},
-		{device, []string{"browser", "device"}},
+		{"", []string{"browser", "paste"}},
+		{device, []string{"browser", "device", "paste"}},
 		{secure, []string{"paste"}},
-		{local + device, []string{"browser", "device"}},
+		{local + device, []string{"browser", "device", "paste"}},
 		{"flows = []", []string{}},
 		{"flows = [\"paste\"]", []string{"paste"}},
 		{secure + "flows = [\"paste\"]", []string{"paste"}},

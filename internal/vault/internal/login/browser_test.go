@@ -385,10 +385,11 @@ func TestTakenPort(t *testing.T) {
 		t.Fatalf("not asked for: %v, want the next flow", err)
 	}
 	l.Close()
-	w.p.Flows = []string{FlowBrowser}
+	w.p.Flows = []string{FlowBrowser, FlowPaste} // by which the browser would be sent to whoever has the port
 	if _, err = Start(t.Context(), w.client, w.request("")); !errors.Is(err, ErrPortTaken) {
 		t.Errorf("no other flow: %v", err)
 	}
+	w.p.Flows = []string{FlowBrowser}
 	w.p.RedirectURL = "http://192.0.2.1:1/callback" // not of this machine
 	_, err = Start(t.Context(), w.client, w.request(""))
 	if e, ok := errors.AsType[*NoFlowError](err); !ok || len(e.Have) != 0 {

@@ -68,7 +68,8 @@ func (Login) MarshalJSON() ([]byte, error) { return nil, secret.ErrMarshal }
 // Start begins a login. Its owner calls Close in any case. ctx is for the requests that the beginning takes (a device
 // code, or finding the provider's endpoints), not for the login.
 //
-// Without a wanted flow, FlowBrowser is passed over when the ports of its redirect are taken. Errors are *NoFlowError,
+// Without a wanted flow, FlowBrowser is passed over when the ports of its redirect are taken, for a flow that does not send
+// the browser there. Errors are *NoFlowError,
 // ErrPortTaken, *ListenError and *provider.Error.
 func Start(ctx context.Context, c *provider.Client, r Request) (*Login, error) {
 	p, err := c.Resolve(ctx, r.Provider)
@@ -84,6 +85,9 @@ func Start(ctx context.Context, c *provider.Client, r Request) (*Login, error) {
 		return nil, &NoFlowError{Provider: p.Name, Flow: r.Flow, Have: have}
 	}
 	for _, flow := range wanted {
+		if errors.Is(err, ErrPortTaken) && flow == FlowPaste && slices.Contains(p.Redirects(), p.PasteRedirect()) {
+			continue // whoever has the port would get the code
+		}
 		l := &Login{Flow: flow, client: c, secret: r.Secret}
 		l.closing, l.close = context.WithCancel(context.Background())
 		switch flow {

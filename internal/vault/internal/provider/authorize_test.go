@@ -210,7 +210,7 @@ func TestFlows(t *testing.T) {
 		described config.Provider
 		want      string
 	}{
-		{config.Provider{Dialect: "oauth2", AuthorizeURL: at, DeviceURL: at}, "browser device"},
+		{config.Provider{Dialect: "oauth2", AuthorizeURL: at, DeviceURL: at}, "browser device paste"},
 		{config.Provider{Dialect: "oauth2", AuthorizeURL: at, DeviceURL: at, RedirectURL: at}, "paste device"},
 		{config.Provider{Dialect: "oauth2", DeviceURL: at}, "device"},
 		{config.Provider{Dialect: "oauth2", Issuer: at}, ""},
@@ -219,12 +219,12 @@ func TestFlows(t *testing.T) {
 		{config.Provider{Dialect: "anthropic", AuthorizeURL: at, DeviceURL: at}, "paste browser device"},
 		{config.Provider{Dialect: "anthropic", AuthorizeURL: at, Flows: []string{"browser"}}, "browser"},
 		{config.Provider{Dialect: "anthropic", AuthorizeURL: at, Flows: []string{}}, ""},
-		{config.Provider{Dialect: "codex", AuthorizeURL: at}, "browser"},
+		{config.Provider{Dialect: "codex", AuthorizeURL: at}, "browser paste"},
 		{config.Provider{Dialect: "codex", DeviceURL: at}, "device"},
-		{config.Provider{Dialect: "codex", AuthorizeURL: at, DeviceURL: at}, "browser device"},
-		{config.Provider{Dialect: "github", AuthorizeURL: at}, "browser"},
-		{config.Provider{Dialect: "github", AuthorizeURL: at, DeviceURL: at}, "device browser"},
-		{config.Provider{Dialect: "openrouter", AuthorizeURL: at}, "browser"},
+		{config.Provider{Dialect: "codex", AuthorizeURL: at, DeviceURL: at}, "browser device paste"},
+		{config.Provider{Dialect: "github", AuthorizeURL: at}, "browser paste"},
+		{config.Provider{Dialect: "github", AuthorizeURL: at, DeviceURL: at}, "device browser paste"},
+		{config.Provider{Dialect: "openrouter", AuthorizeURL: at}, "browser paste"},
 	} {
 		if got := strings.Join(FromConfig(&c.described).Flows, " "); got != c.want {
 			t.Errorf("%+v: %s", c.described, got)

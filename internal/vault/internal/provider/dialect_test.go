@@ -206,7 +206,7 @@ func TestBuiltin(t *testing.T) {
 		"kimi":       {"", "https://auth.kimi.com/api/oauth/token", "https://auth.kimi.com/api/oauth/device_authorization", ""},
 		"openrouter": {"https://openrouter.ai/auth", "https://openrouter.ai/api/v1/auth/keys", "", ""},
 	}
-	flows := map[string]string{"anthropic": "paste browser", "codex": "browser device", "gemini": "paste browser", "chatgpt": "browser", "openrouter": "browser"}
+	flows := map[string]string{"anthropic": "paste browser", "codex": "browser device paste", "gemini": "paste browser", "chatgpt": "browser paste", "openrouter": "browser paste"}
 	status := map[string]string{"anthropic": "restricted", "gemini": "discontinued", "qwen": "discontinued"}
 	for _, name := range config.BuiltinProviders {
 		p, ok := Builtin(name)

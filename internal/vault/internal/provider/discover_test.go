@@ -86,7 +86,7 @@ func TestDiscoveryPaths(t *testing.T) {
 			t.Errorf("%s: %v", c.issuer, err)
 			continue
 		}
-		if r.AuthorizeURL != of+"/a" || r.TokenURL != of+"/t" || r.DeviceURL != of+"/d" || r.RevokeURL != of+"/r" || strings.Join(r.Flows, " ") != "browser device" {
+		if r.AuthorizeURL != of+"/a" || r.TokenURL != of+"/t" || r.DeviceURL != of+"/d" || r.RevokeURL != of+"/r" || strings.Join(r.Flows, " ") != "browser device paste" {
 			t.Errorf("%s: %+v", c.issuer, r)
 		}
 		if p.TokenURL != "" || p.Flows != nil {
@@ -112,8 +112,8 @@ func TestDiscoveryFillsWhatIsMissing(t *testing.T) {
 		want  [4]string // authorize, token, device, revoke
 		flows string
 	}{
-		"issuer alone":        {Provider{}, true, [4]string{"/a", "/t", "/d", ""}, "browser device"},
-		"a token endpoint":    {Provider{TokenURL: own}, true, [4]string{"/a", own, "/d", ""}, "browser device"},
+		"issuer alone":        {Provider{}, true, [4]string{"/a", "/t", "/d", ""}, "browser device paste"},
+		"a token endpoint":    {Provider{TokenURL: own}, true, [4]string{"/a", own, "/d", ""}, "browser device paste"},
 		"all that is needed":  {Provider{TokenURL: own, AuthorizeURL: own}, false, [4]string{own, own, "", ""}, ""},
 		"a flow without":      {Provider{TokenURL: own, AuthorizeURL: own, Flows: []string{"browser", "device"}}, true, [4]string{own, own, "/d", ""}, "browser device"},
 		"a page that pastes":  {Provider{RedirectURL: own}, true, [4]string{"/a", "/t", "/d", ""}, "paste device"},

@@ -100,14 +100,15 @@ func FromConfig(c *config.Provider) *Provider {
 	return p
 }
 
-// possibleFlows are the dialect's flows and then the usual ones, as far as there is an endpoint for them; nil for none.
+// possibleFlows are the dialect's flows and then the usual ones, as far as there is an endpoint for them; nil for none. The
+// last resort is to paste the address that the browser ended at, when that is on another machine.
 func (p *Provider) possibleFlows() (flows []string) {
 	comesBack := len(p.Redirects()) > 0
-	usual := flowBrowser
+	usual := []string{flowBrowser, flowDevice, flowPaste}
 	if !comesBack {
-		usual = flowPaste
+		usual = []string{flowPaste, flowDevice}
 	}
-	for _, flow := range append(slices.Clone(p.dialect().Flows), usual, flowDevice) {
+	for _, flow := range slices.Concat(p.dialect().Flows, usual) {
 		endpoint := p.AuthorizeURL
 		if flow == flowDevice {
 			endpoint = p.DeviceURL

@@ -13,7 +13,7 @@ var Dialect = dialect.Dialect{
 
 	ClientID:  "dynamic_agent_client",
 	Scopes:    []string{"openid", "profile", "email", "offline_access", "resource.invoke", "chatgpt.tokens.use.direct"},
-	Flows:     []string{"browser"},
+	Flows:     []string{"browser", "paste"},
 	Redirects: []string{"http://127.0.0.1:1455/auth/callback"},
 
 	Authorize: dialect.Authorize{

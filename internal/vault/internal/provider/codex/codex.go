@@ -14,7 +14,7 @@ var Dialect = dialect.Dialect{
 
 	ClientID:  "app_EMoamEEZ73f0CkXaXp7hrann",
 	Scopes:    []string{"openid", "profile", "email", "offline_access"},
-	Flows:     []string{"browser", "device"},
+	Flows:     []string{"browser", "device", "paste"},
 	Redirects: []string{"http://localhost:1455/auth/callback", "http://localhost:1457/auth/callback"},
 
 	Authorize: dialect.Authorize{Params: map[string]string{

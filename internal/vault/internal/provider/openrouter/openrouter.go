@@ -10,7 +10,7 @@ var Dialect = dialect.Dialect{
 	TokenURL:     "https://openrouter.ai/api/v1/auth/keys",
 	Terms:        "OpenRouter makes an API key that does not expire; a logout removes it here, and its settings page revokes it.",
 
-	Flows:     []string{"browser"},
+	Flows:     []string{"browser", "paste"},
 	Redirects: []string{"http://localhost:3000/callback", "http://localhost/callback"},
 
 	Authorize: dialect.Authorize{Callback: "callback_url"},
