@@ -107,7 +107,7 @@ func (a *app) demo(ctx context.Context, engine sandbox.Kind) (err error) {
 	if !d.logIn(ctx) {
 		return errDiffers
 	}
-	d.title("Inside a sandbox (" + string(d.engine) + "), where a profile allows demo/default and the key demo-key:")
+	d.title("Inside a sandbox (" + string(d.engine) + "), where a profile allows demo/default, demo/inside and the key demo-key:")
 	d.insideSteps(ctx)
 	d.title("Afterwards, on the host:")
 	d.afterwards(ctx)
@@ -158,7 +158,7 @@ token_fields = ["account_id"]
 [profiles.demo]
 keys = ["demo-key"]
 [profiles.demo.providers]
-demo = ["default"]
+demo = ["default", "inside"]
 `, d.server.EndpointURL(oauthtest.Authorize), d.server.EndpointURL(oauthtest.Token), d.server.EndpointURL(oauthtest.Revoke))
 	return os.WriteFile(filepath.Join(d.home, "config.toml"), []byte(text), 0o600)
 }
@@ -166,7 +166,9 @@ demo = ["default"]
 // logIn makes two logins and stores two keys; the profile of the sandbox allows the first of each.
 func (d *demo) logIn(ctx context.Context) bool {
 	for _, l := range []string{"demo", "demo/other"} {
-		if !d.step("credproxy auth login "+l, func() (string, error) { return d.browse(ctx, l) }) {
+		if !d.step("credproxy auth login "+l, func() (string, error) {
+			return d.browse(ctx, "auth", "login", l, "--no-browser")
+		}) {
 			return false
 		}
 	}
@@ -182,8 +184,8 @@ func (d *demo) logIn(ctx context.Context) bool {
 	return true
 }
 
-// browse logs in as a person would: it opens the address that the command prints and follows the redirects.
-func (d *demo) browse(ctx context.Context, l string) (string, error) {
+// browse logs in as a person would: it opens the address that a command prints and follows the redirects.
+func (d *demo) browse(ctx context.Context, command ...string) (string, error) {
 	before := d.server.Issued()
 	r, err := d.commandWithURL(ctx, func(url string) error {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -199,7 +201,7 @@ func (d *demo) browse(ctx context.Context, l string) (string, error) {
 			return fmt.Errorf("the page at the end answered %s", response.Status)
 		}
 		return nil
-	}, "auth", "login", l, "--no-browser")
+	}, command...)
 	if err == nil {
 		err = r.expect(0)
 	}
@@ -254,6 +256,17 @@ func (d *demo) insideSteps(ctx context.Context) {
 			return fmt.Sprintf("refused, exit status %d: %s", r.status, firstLine(r.stderr)), r.expect(exitRefused)
 		})
 	}
+	d.step("credproxy auth login demo/inside (the page opens on the host)", func() (string, error) {
+		if _, err := d.browse(ctx, d.runInside("credproxy", "auth", "login", "demo/inside")...); err != nil {
+			return "", err
+		}
+		r := d.inside(ctx, "credproxy", "token", "demo/inside")
+		if err := r.expect(0); err != nil {
+			return "", err
+		}
+		used, err := d.use(ctx, strings.TrimSuffix(r.stdout, "\n"))
+		return "the host logged in and kept the refresh token; inside there is " + used, err
+	})
 	d.step("credproxy key set new-key (managing keys from inside)", func() (string, error) {
 		r := d.inside(ctx, "credproxy", "key", "set", "new-key")
 		return fmt.Sprintf("refused, exit status %d: %s", r.status, firstLine(r.stderr)), r.expect(exitFailed)

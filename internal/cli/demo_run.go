@@ -104,11 +104,16 @@ func (d *demo) commandWithURL(ctx context.Context, open func(url string) error, 
 
 // inside runs a command in a sandbox of its own, by `credproxy run`.
 func (d *demo) inside(ctx context.Context, command ...string) ran {
+	return d.command(ctx, "", d.runInside(command...)...)
+}
+
+// runInside is the command that runs another in a sandbox.
+func (d *demo) runInside(command ...string) []string {
 	args := []string{"run", "--engine", string(d.engine), "--profile", "demo", "--no-workdir"}
 	if d.image != "" {
 		args = append(args, "--image", d.image)
 	}
-	return d.command(ctx, "", append(append(args, "--"), command...)...)
+	return append(append(args, "--"), command...)
 }
 
 // choose finds the best engine that really runs something: docker and podman first, with an image made here that holds
