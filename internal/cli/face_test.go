@@ -162,7 +162,7 @@ func TestHiddenLine(t *testing.T) {
 		{typed: "\x03", err: errCancelled},
 	} {
 		var l hiddenLine
-		for _, part := range strings.Split(c.typed, "|") {
+		for part := range strings.SplitSeq(c.typed, "|") {
 			done, err := l.feed([]byte(part))
 			if !errors.Is(err, c.err) && err != nil {
 				t.Errorf("%q: %v", c.typed, err)

@@ -50,7 +50,7 @@ func (a *app) loginInside(ctx context.Context, l login, o loginWishes) error {
 	}
 	f := &face{app: a, login: l, inside: true, qr: o.qr}
 	defer f.rest()
-	f.asking("the host to begin the login (somebody there may have to agree)", providerLimit)
+	f.asking("the host (a person there may be asked)", providerLimit)
 	_, err := c.Login(ctx, client.LoginOptions{Provider: l.provider, Bucket: l.bucket, Flow: flowTypes[o.flow], Face: f})
 	f.rest()
 	if err != nil {

@@ -69,13 +69,14 @@ profile lets in. API keys need no login.`,
 				}
 				rows = append(rows, []string{p.Name, p.Source, p.Status, dash(p.Dialect), dash(strings.Join(p.Flows, " ")), stored})
 			}
-			text := a.headed(rows)
+			var text strings.Builder
+			text.WriteString(a.headed(rows))
 			for _, p := range list {
 				if p.terms != "" {
-					text += "\n" + p.Name + ": " + p.terms + "\n"
+					text.WriteString("\n" + p.Name + ": " + p.terms + "\n")
 				}
 			}
-			return a.write(text)
+			return a.write(text.String())
 		},
 	}
 	jsonFlag(c, &asJSON)
