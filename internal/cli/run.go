@@ -42,6 +42,9 @@ bwrap uses the programs of this machine. Terminal, signals and the exit status
 are those of COMMAND; 125 means that the sandbox could not be run, 126 that
 COMMAND could not be executed, 127 that it was not found.
 
+When you sit at a terminal and the sandbox wants to log in, COMMAND is stopped and
+you are asked, unless the profile says otherwise (login = "allow" or "deny").
+
 The proxy's log would spoil the screen of COMMAND: it goes to proxy.log in the
 state directory (0600, at most 1 MiB and one older file), with --verbose to
 stderr.`,
@@ -96,7 +99,12 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 	defer closeLog()
 
 	defer keepSmall()()
-	p, c, dirs, err := a.startProxy(ctx, proxyOptions{profile: f.profile, log: log})
+	asked := &consent{log: log, mustPause: true}
+	o := proxyOptions{profile: f.profile, log: log, ask: asked.ask, askByDefault: isTerminal(a.stdin) || isTerminal(a.stderr)}
+	if isTerminal(a.stderr) && !a.verbose { // else the log is there
+		o.notice = asked.notice
+	}
+	p, c, dirs, err := a.startProxy(ctx, o)
 	if err != nil {
 		return 0, err
 	}
@@ -130,6 +138,7 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}
+	asked.runs(s)
 	log.Info("running a command", "engine", spec.Engine.Kind, "profile", f.profile, "socket", spec.Socket)
 	status, err = s.Run(context.WithoutCancel(ctx), sandbox.Stdio{In: a.stdin, Out: a.stdout, Err: a.stderr})
 	select {

@@ -39,6 +39,9 @@ something else starts: mount the socket at its path and set the variable inside.
 The first line on stdout comes once the socket listens, and a shell can eval it.
 The log goes to stderr.
 
+Where the profile says login = "ask", whoever sits at the terminal of serve is
+asked when a sandbox wants to log in, as long as serve is in its foreground.
+
 Requests in flight have up to 5 seconds when the proxy ends, and none after a
 second signal. A provider that is answering a refresh is waited for in any case,
 up to 15 seconds: its answer may hold the only copy of a new refresh token. The
@@ -58,8 +61,11 @@ socket is removed in any case.`,
 			if a.verbose {
 				level = slog.LevelDebug
 			}
-			log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
-			return failed("serve", a.serve(c.Context(), proxyOptions{profile: profile, capabilityFile: capabilityFile, allowUIDs: uids, log: log}, asJSON))
+			held := &heldLog{to: a.stderr}
+			log := slog.New(slog.NewTextHandler(held, &slog.HandlerOptions{Level: level}))
+			asked := &consent{log: log, held: held}
+			o := proxyOptions{profile: profile, capabilityFile: capabilityFile, allowUIDs: uids, log: log, ask: asked.ask}
+			return failed("serve", a.serve(c.Context(), o, asJSON))
 		},
 	}
 	c.Flags().StringVar(&profile, "profile", config.DefaultProfile, "what the sandbox may use")
@@ -88,6 +94,10 @@ type proxyOptions struct {
 	capabilityFile string
 	allowUIDs      []int
 	log            *slog.Logger
+
+	ask          func(context.Context, daemon.Question) (bool, error)
+	askByDefault bool
+	notice       func(daemon.Question) // nil: the log is enough
 }
 
 // startProxy reads the configuration and starts the proxy. From here on signals wait for its end.
@@ -117,6 +127,7 @@ func (a *app) startProxy(ctx context.Context, o proxyOptions) (*daemon.Proxy, *c
 	p, err := daemon.Start(ctx, daemon.Options{
 		Config: c, Dirs: dirs, Profile: o.profile, Capability: capability, AllowUIDs: o.allowUIDs,
 		Passphrase: passphrase, Logger: o.log,
+		Ask: o.ask, AskByDefault: o.askByDefault, Notice: o.notice,
 	})
 	if err != nil {
 		return nil, nil, dirs, &failure{what: "starting the proxy", err: err, hint: "credproxy doctor says what is wrong and what to do"}
