@@ -65,6 +65,9 @@ separated by colons, %s in one stands for the address), else the system's own.`,
 }
 
 func (a *app) login(ctx context.Context, l login, o loginWishes) error {
+	if _, err := config.LoginTimeout(); err != nil {
+		return err
+	}
 	h, err := a.openHost(ctx)
 	if err != nil {
 		return err

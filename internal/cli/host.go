@@ -59,7 +59,8 @@ func (a *app) openHost(ctx context.Context) (*host, error) {
 }
 
 func (a *app) vaultOptions(c *config.Config, dirs config.Dirs, log *slog.Logger) vault.Options {
-	return vault.Options{Config: c, Dirs: dirs, Passphrase: a.passphrase, Logger: log}
+	timeout, _ := config.LoginTimeout() // a login complains of one that cannot be; nothing else has to do with it
+	return vault.Options{Config: c, Dirs: dirs, LoginTimeout: timeout, Passphrase: a.passphrase, Logger: log}
 }
 
 // passphrase asks for the passphrase of the file store: on the terminal, twice when it is a new one, else in the file

@@ -34,7 +34,7 @@ func oauth(ts *testscript.TestScript, _ bool, args []string) {
 
 		DeviceInterval: time.Second,
 	}
-	flows := ""
+	var flows strings.Builder
 	for _, a := range args {
 		switch a {
 		case "deny":
@@ -42,7 +42,7 @@ func oauth(ts *testscript.TestScript, _ bool, args []string) {
 		case "ask":
 			o.Approval = oauthtest.AskUser
 		case "browser", "device", "paste":
-			flows += strconv.Quote(a) + ", "
+			flows.WriteString(strconv.Quote(a) + ", ")
 		default:
 			ts.Fatalf("usage: oauth [deny|ask] [FLOW…]")
 		}
@@ -51,8 +51,8 @@ func oauth(ts *testscript.TestScript, _ bool, args []string) {
 	s.server, err = oauthtest.Start(o)
 	ts.Check(err)
 	described := ""
-	if flows != "" {
-		described = fmt.Sprintf("flows = [%s]\ndevice_url = %q\n", flows, s.server.EndpointURL(oauthtest.Device))
+	if flows.String() != "" {
+		described = fmt.Sprintf("flows = [%s]\ndevice_url = %q\n", flows.String(), s.server.EndpointURL(oauthtest.Device))
 	}
 	// A script asks faster than people do.
 	text := fileStore + fmt.Sprintf(`

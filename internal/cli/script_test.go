@@ -195,7 +195,7 @@ func setupScript(e *testscript.Env) error {
 
 // scriptVariables are what our command, and those that it starts, look at; scripts begin with most of them empty.
 var scriptVariables = []string{
-	"CREDPROXY_HOME", "CREDPROXY_CONFIG", "CREDPROXY_PASSPHRASE_FILE", "LLXPRT_CREDENTIAL_SOCKET", "HOME", "TMPDIR",
+	"CREDPROXY_HOME", "CREDPROXY_CONFIG", "CREDPROXY_PASSPHRASE_FILE", "LLXPRT_CREDENTIAL_SOCKET", "LLXPRT_OAUTH_SESSION_TIMEOUT_SECONDS", "HOME", "TMPDIR",
 	"GORACE", "BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "TERM", "NO_COLOR",
 }
 
