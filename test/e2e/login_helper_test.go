@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -106,11 +107,15 @@ type innerRun struct {
 }
 
 // enter starts the guest program "hands" in a sandbox of s. The sandbox ends with leave.
-func (s *sandboxed) enter(t *testing.T, flags ...string) *inside {
+func (s *sandboxed) enter(t *testing.T) *inside {
 	t.Helper()
-	in := &inside{runs: map[int]*innerRun{}, answers: map[int]chan report{}}
-	cmd := s.command(s.args(flags, "./guest", "hands")...)
-	in.b = s.start(cmd)
+	return s.hands(t, s.command(s.args(nil, "./guest", "hands")...))
+}
+
+// hands starts a command that runs the guest program of this name.
+func (h *host) hands(t *testing.T, cmd *exec.Cmd) *inside {
+	t.Helper()
+	in := &inside{b: h.start(cmd), runs: map[int]*innerRun{}, answers: map[int]chan report{}}
 	ready := in.b.stdout.find(regexp.MustCompile(`^ready\n`), in.b.ended, time.Minute)
 	if ready == nil {
 		t.Fatalf("nobody is inside; stdout: %s stderr: %s", in.b.stdout, in.b.stderr)
