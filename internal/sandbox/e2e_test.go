@@ -108,6 +108,7 @@ func runner(file string) int {
 	for _, w := range s.Warnings {
 		fmt.Fprintln(os.Stderr, "warning:", w)
 	}
+	pauseWhenTold(s)
 	status, err := s.Run(ctx, Stdio{os.Stdin, os.Stdout, os.Stderr})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "runner:", err)

@@ -1,0 +1,110 @@
+//go:build e2e && linux
+
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// pauseWhenTold is part of the runner: SIGUSR1 pauses what it runs, SIGUSR2 resumes that. It says so on stdout.
+func pauseWhenTold(s *Sandbox) {
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGUSR1, syscall.SIGUSR2)
+	go func() {
+		var p *Paused
+		for sig := range told {
+			if sig == syscall.SIGUSR2 {
+				p.Resume()
+				fmt.Print("resumed\r\n")
+				continue
+			}
+			var err error
+			if p, err = s.Pause(context.Background()); err == nil {
+				err = p.Still()
+			}
+			fmt.Printf("paused: %v\r\n", err)
+		}
+	}()
+}
+
+// TestE2EPause: the command stands still and goes on, and nothing of it stays when credproxy is killed meanwhile.
+func TestE2EPause(t *testing.T) {
+	eachEngine(t, func(t *testing.T, f *fixture) {
+		if f.kind != Bwrap {
+			f.spec.Spec.EngineArgs = f.spec.Spec.EngineArgs[:2] // with a network, for which some engines start programs
+		}
+		master, slave := openTerminal(t)
+		cmd := f.command(t, "credproxy", "cat")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+		cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty, cmd.SysProcAttr.Ctty = true, true, 0
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		slave.Close()
+		lines := readLines(master)
+		expect := func(want string) {
+			t.Helper()
+			for line := range lines {
+				if line = strings.TrimSpace(line); line == want {
+					return
+				}
+				if strings.HasPrefix(line, "paused") {
+					t.Error(line)
+				}
+			}
+			t.Fatalf("the terminal ended before %q", want)
+		}
+		tell := func(sig syscall.Signal) {
+			t.Helper()
+			if err := cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+		}
+		io.WriteString(master, "one\n")
+		expect("one") // of the terminal, or the program's own
+		expect("one")
+		tell(syscall.SIGUSR1)
+		expect("paused: <nil>")
+		var family []procStat
+		if self, err := readStat(cmd.Process.Pid); err == nil {
+			family = descendants(self.procID)[1:]
+		}
+		running := 0
+		for _, p := range family {
+			if !stopped(readThreads(p.procID)) {
+				running++
+			}
+		}
+		// An engine has its client, and one more of our programs that would wake it.
+		if len(family) == 0 || running > 1 || (running == 1) == (f.kind == Bwrap) {
+			t.Errorf("of %d processes %d run", len(family), running)
+		}
+		tell(syscall.SIGUSR2)
+		expect("resumed")
+		io.WriteString(master, "two\n")
+		expect("two")
+		expect("two")
+
+		tell(syscall.SIGUSR1)
+		expect("paused: <nil>")
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		eventually(t, "all processes are gone", func() bool {
+			for _, p := range family {
+				if now, err := readStat(p.pid); err == nil && now.procID == p.procID && len(readThreads(p.procID)) > 0 {
+					return false
+				}
+			}
+			return true
+		})
+		f.sweep(t, "*")
+		f.nothingLeft(t)
+	})
+}
