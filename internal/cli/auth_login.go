@@ -181,7 +181,7 @@ func notLoggedIn(err error, h *host, l login) error {
 	case asked.Code == "access_denied" || asked.Code == "authorization_denied":
 		return &failure{err: err, hint: "begin again and say yes on the provider's page: credproxy auth login " + l.String()}
 	}
-	return &failure{err: err, hint: "begin again: credproxy auth login " + l.String()}
+	return &failure{err: err, hint: "try again: credproxy auth login " + l.String()}
 }
 
 // completeFlows completes --flow: with those of the provider, once that has been typed.

@@ -23,7 +23,8 @@ type providerReport struct {
 	LoggedIn *bool    `json:"logged_in"` // null when the store does not answer
 	Buckets  []string `json:"buckets"`   // of the stored logins
 
-	terms string
+	terms  string
+	issuer string // whose metadata may have what the description lacks
 }
 
 // Sources of what is known of a provider.
@@ -67,7 +68,11 @@ profile lets in. API keys need no login.`,
 						stored = strings.Join(p.Buckets, " ")
 					}
 				}
-				rows = append(rows, []string{p.Name, p.Source, p.Status, dash(p.Dialect), dash(strings.Join(p.Flows, " ")), stored})
+				flows := strings.Join(p.Flows, " ")
+				if flows == "" && p.issuer != "" {
+					flows = "issuer decides"
+				}
+				rows = append(rows, []string{p.Name, p.Source, p.Status, dash(p.Dialect), dash(flows), stored})
 			}
 			var text strings.Builder
 			text.WriteString(a.headed(rows))
@@ -106,7 +111,7 @@ func (a *app) providers(ctx context.Context) ([]providerReport, error) {
 			source = sourceBuiltin
 		}
 		reports[p.Name] = providerReport{
-			Name: p.Name, Source: source, Status: p.Status, Dialect: p.Dialect, Flows: append([]string{}, p.Flows...), terms: p.Terms,
+			Name: p.Name, Source: source, Status: p.Status, Dialect: p.Dialect, Flows: append([]string{}, p.Flows...), terms: p.Terms, issuer: p.Issuer,
 		}
 	}
 	for name := range stored {
