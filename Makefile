@@ -3,13 +3,14 @@
 # make lint   formatting, vet, static analysis, a tidy go.mod
 # make bench  speed and memory beside a raw echo
 # make build  bin/credproxy
+# make recordings  docs/recordings and the transcripts in docs/logins.md, anew
 
 SHELL       := /bin/bash
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 BUILD_FLAGS := -trimpath -ldflags '-s -w -X github.com/credproxy/credproxy/internal/cli.version=$(VERSION)'
 export CGO_ENABLED ?= 0
 
-.PHONY: all build demo test lint bench cross install clean
+.PHONY: all build demo test lint bench recordings cross install clean
 
 all: build
 
@@ -29,6 +30,9 @@ lint:
 
 bench: build
 	test/bench.sh
+
+recordings:
+	test/record-logins.sh
 
 cross:
 	@for target in linux/amd64 linux/arm64 darwin/amd64 darwin/arm64; do \
