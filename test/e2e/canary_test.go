@@ -53,12 +53,14 @@ func (c canaries) search(t testing.TB, place string, data []byte) {
 // writings are the forms in which a secret might hide: base64 has three, by where it begins in what was encoded.
 func writings(v string) map[string][]byte {
 	forms := map[string][]byte{
-		"as it is":       []byte(v),
-		"in hex":         []byte(hex.EncodeToString([]byte(v))),
-		"in capital hex": []byte(strings.ToUpper(hex.EncodeToString([]byte(v)))),
-		"escaped":        []byte(url.QueryEscape(v)),
-		"backwards":      reversed(v),
-		"in UTF-16":      utf16(v),
+		"as it is":          []byte(v),
+		"in hex":            []byte(hex.EncodeToString([]byte(v))),
+		"in capital hex":    []byte(strings.ToUpper(hex.EncodeToString([]byte(v)))),
+		"escaped":           []byte(url.QueryEscape(v)),
+		"in percents":       percents(v),
+		"in small percents": bytes.ToLower(percents(v)),
+		"backwards":         reversed(v),
+		"in UTF-16":         utf16(v),
 	}
 	for name, enc := range map[string]*base64.Encoding{"base64": base64.RawStdEncoding, "base64url": base64.RawURLEncoding} {
 		for offset := range 3 {
@@ -81,6 +83,15 @@ func reversed(v string) []byte {
 	return b
 }
 
+// percents has every byte as %XX.
+func percents(v string) []byte {
+	var b []byte
+	for i := range len(v) {
+		b = fmt.Appendf(b, "%%%02X", v[i])
+	}
+	return b
+}
+
 func utf16(v string) []byte {
 	var b []byte
 	for i := range len(v) {
@@ -95,7 +106,7 @@ func TestTheSearchFindsWhatIsHidden(t *testing.T) {
 		text := strings.Repeat("p", offset) + secret + "tail"
 		for name, hidden := range map[string]string{
 			"plain": text, "base64": base64.StdEncoding.EncodeToString([]byte(text)), "base64url": base64.URLEncoding.EncodeToString([]byte(text)),
-			"hex": hex.EncodeToString([]byte(text)), "UTF-16": string(utf16(text)), "backwards": string(reversed(text)),
+			"hex": hex.EncodeToString([]byte(text)), "UTF-16": string(utf16(text)), "percents": string(percents(text)), "backwards": string(reversed(text)),
 		} {
 			found := false
 			for _, needle := range writings(secret) {
@@ -108,12 +119,20 @@ func TestTheSearchFindsWhatIsHidden(t *testing.T) {
 	}
 }
 
-// relay is a socket in front of the proxy's that keeps every byte.
+// relay is a socket in front of the proxy's that keeps every byte: of all connections together, and of each.
 type relay struct {
 	path             string
 	toProxy, toGuest *transcriptWriter
 	wg               sync.WaitGroup
+
+	mu    sync.Mutex
+	conns []exchanged
 }
+
+// exchanged is what went over one connection.
+type exchanged struct{ toProxy, toGuest *transcriptWriter }
+
+func newTranscriptWriter() *transcriptWriter { return &transcriptWriter{&transcript{}} }
 
 type transcriptWriter struct{ *transcript }
 
@@ -126,7 +145,7 @@ func (w transcriptWriter) Write(p []byte) (int, error) {
 // tap starts a relay to socket; all of it ends with the test.
 func tap(t testing.TB, h *host, socket string) *relay {
 	t.Helper()
-	r := &relay{path: filepath.Join(h.tmp, "tap.sock"), toProxy: &transcriptWriter{&transcript{}}, toGuest: &transcriptWriter{&transcript{}}}
+	r := &relay{path: filepath.Join(h.tmp, "tap.sock"), toProxy: newTranscriptWriter(), toGuest: newTranscriptWriter()}
 	l, err := net.Listen("unix", r.path)
 	if err != nil {
 		t.Fatal(err)
@@ -143,8 +162,12 @@ func tap(t testing.TB, h *host, socket string) *relay {
 				in.Close()
 				continue
 			}
-			r.wg.Go(func() { r.copy(r.toProxy, out, in) })
-			r.wg.Go(func() { r.copy(r.toGuest, in, out) })
+			own := exchanged{newTranscriptWriter(), newTranscriptWriter()}
+			r.mu.Lock()
+			r.conns = append(r.conns, own)
+			r.mu.Unlock()
+			r.wg.Go(func() { r.copy(io.MultiWriter(r.toProxy, own.toProxy), out, in) })
+			r.wg.Go(func() { r.copy(io.MultiWriter(r.toGuest, own.toGuest), in, out) })
 		}
 	})
 	return r

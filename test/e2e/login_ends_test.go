@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"regexp"
 	"strings"
@@ -322,10 +323,17 @@ func TestLoginAndTheEndOfItsClient(t *testing.T) {
 	wants(t, "what is stored", c.token("acme/given-up"), "NOT_FOUND", "")
 	p.stop()
 	cancelled := 0
+	done := map[any]any{}
 	for _, e := range auditEvents(t, h) {
+		if e["op"] == "oauth_login" || e["op"] == "oauth_exchange" {
+			done[e["bucket"]] = e["outcome"]
+		}
 		if e["op"] == "oauth_cancel" && e["bucket"] == "given-up" && e["outcome"] == "ok" {
 			cancelled++
 		}
+	}
+	if fmt.Sprint(done) != "map[browser:ok device:ok paste:ok]" {
+		t.Errorf("the audit log has the ends %v", done)
 	}
 	if cancelled != 6 {
 		t.Errorf("the audit log has %d logins that were given up, want 6", cancelled)

@@ -339,16 +339,16 @@ func vendors(t testing.TB, pace bool) []*vendor {
 	t.Helper()
 	all := []*vendor{
 		{name: "my-anthropic", flows: []string{"paste", "browser"}, refreshes: true, rotates: true},
-		{name: "my-codex", flows: []string{"browser", "device"}, refreshes: true, rotates: true, ownPorts: true, token: m{"account_id": "test-account", "token_type": "Bearer"}},
-		{name: "my-chatgpt", flows: []string{"browser"}, refreshes: true, rotates: true, ownPorts: true},
+		{name: "my-codex", flows: []string{"browser", "device", "paste"}, refreshes: true, rotates: true, ownPorts: true, token: m{"account_id": "test-account", "token_type": "Bearer"}},
+		{name: "my-chatgpt", flows: []string{"browser", "paste"}, refreshes: true, rotates: true, ownPorts: true},
 		{name: "my-gemini", flows: []string{"paste", "browser"}, refreshes: true},
 		{name: "my-qwen", flows: []string{"device"}, refreshes: true, rotates: true, token: m{"resource_url": "portal.qwen.invalid"}},
 		{name: "my-github", flows: []string{"device"}, token: m{"expiry": 0.0, "token_type": "Bearer"}},
 		{name: "my-xai", flows: []string{"device"}, refreshes: true},
 		{name: "my-kimi", flows: []string{"device"}, refreshes: true, rotates: true},
-		{name: "my-openrouter", flows: []string{"browser"}, token: m{"expiry": 0.0}},
+		{name: "my-openrouter", flows: []string{"browser", "paste"}, token: m{"expiry": 0.0}},
 		{name: "plain", flows: []string{"device", "browser", "paste"}, refreshes: true, rotates: true, token: m{"account_id": "acct-1"}},
-		{name: "found", flows: []string{"browser", "device"}, refreshes: true, rotates: true},
+		{name: "found", flows: []string{"browser", "device", "paste"}, refreshes: true, rotates: true},
 	}
 	for _, v := range all {
 		o := oauthtest.Options{Approval: oauthtest.AskUser, DeviceInterval: time.Second}

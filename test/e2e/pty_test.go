@@ -1,0 +1,116 @@
+//go:build e2e && linux
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"regexp"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// terminal is a command on a terminal of its own, of which the test is the other end. What it shows is in stdout.
+type terminal struct {
+	*background
+	t      *testing.T
+	master *os.File
+	seen   int // of stdout, by shows
+}
+
+// onTerminal starts a prepared command on a new terminal, as its session's leader.
+func (h *host) onTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
+	t.Helper()
+	master, slave, err := openPTY()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := slave.Chown(h.uid, h.uid); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.Env = append(cmd.Env[:len(cmd.Env):len(cmd.Env)], "TERM=xterm")
+	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
+	b := &background{Cmd: cmd, h: h, stdout: newCollector(), stderr: newCollector(), ended: make(chan struct{})}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	slave.Close()
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		_, _ = io.Copy(b.stdout, master) // ends with EIO when nobody has the terminal open any more
+	}()
+	go func() {
+		_ = cmd.Wait()
+		<-read
+		h.said.record(b.stdout.String())
+		close(b.ended)
+	}()
+	t.Cleanup(func() {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		master.Close()
+		<-b.ended
+		if t.Failed() {
+			t.Logf("the screen:\n%q", b.stdout)
+		}
+	})
+	return &terminal{background: b, t: t, master: master}
+}
+
+// shows waits for a text behind the last one, and returns the groups of re.
+func (s *terminal) shows(re *regexp.Regexp) []string {
+	s.t.Helper()
+	eventually(s.t, patience, "the screen shows "+re.String(), func() bool {
+		return re.MatchString(s.stdout.String()[s.seen:]) || s.over()
+	})
+	text := s.stdout.String()[s.seen:]
+	at := re.FindStringSubmatchIndex(text)
+	if at == nil {
+		s.t.Fatalf("the screen never showed %v: %q", re, text)
+	}
+	groups := re.FindStringSubmatch(text)
+	s.seen += at[1]
+	return groups
+}
+
+func (s *terminal) over() bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *terminal) types(keys string) {
+	s.t.Helper()
+	if _, err := s.master.WriteString(keys); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func openPTY() (master, slave *os.File, err error) {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	master = os.NewFile(uintptr(fd), "/dev/ptmx")
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err = errors.Join(err, unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)); err == nil {
+		slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	}
+	if err == nil {
+		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 100})
+	}
+	if err != nil {
+		master.Close()
+		return nil, nil, err
+	}
+	return master, slave, nil
+}
