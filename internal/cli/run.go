@@ -42,8 +42,8 @@ bwrap uses the programs of this machine. Terminal, signals and the exit status
 are those of COMMAND; 125 means that the sandbox could not be run, 126 that
 COMMAND could not be executed, 127 that it was not found.
 
-When you sit at a terminal and the sandbox wants to log in, COMMAND is stopped and
-you are asked, unless the profile says otherwise (login = "allow" or "deny").
+When you sit at a terminal and the sandbox wants to log in, COMMAND stands still
+and you are asked, unless the profile says otherwise (login = "allow", "deny").
 
 The proxy's log would spoil the screen of COMMAND: it goes to proxy.log in the
 state directory (0600, at most 1 MiB and one older file), with --verbose to
