@@ -192,7 +192,7 @@ func (a *app) runLog() (_ *slog.Logger, closeLog func(), err error) {
 	if err != nil {
 		return nil, nil, failed("the proxy's log", err)
 	}
-	return slog.New(slog.NewTextHandler(l, nil)).With("pid", os.Getpid()), func() { _ = l.Close() }, nil
+	return slog.New(slog.NewTextHandler(l, nil)).With("proxy", os.Getpid()), func() { _ = l.Close() }, nil
 }
 
 // spec is what the flags and this process say about the sandbox.
