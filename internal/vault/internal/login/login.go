@@ -22,9 +22,9 @@ import (
 
 // Flows, as the configuration and the command line name them.
 const (
-	FlowBrowser = "browser" // the provider redirects the browser to a listener on loopback (RFC 8252)
-	FlowDevice  = "device"  // the person types a code on the provider's page (RFC 8628)
-	FlowPaste   = "paste"   // the person copies a code from the provider's page, or the address that it led to
+	FlowBrowser = provider.FlowBrowser // the provider redirects the browser to a listener on loopback (RFC 8252)
+	FlowDevice  = provider.FlowDevice  // the person types a code on the provider's page (RFC 8628)
+	FlowPaste   = provider.FlowPaste   // the person copies a code from the provider's page, or the address that it led to
 )
 
 // Request says what login is wanted.
@@ -69,14 +69,18 @@ func (Login) MarshalJSON() ([]byte, error) { return nil, secret.ErrMarshal }
 // code, or finding the provider's endpoints), not for the login.
 //
 // Without a wanted flow, FlowBrowser is passed over when the ports of its redirect are taken, for a flow that does not send
-// the browser there. Errors are *NoFlowError,
-// ErrPortTaken, *ListenError and *provider.Error.
+// the browser there. Errors are *NoFlowError, *ListenError (which may be ErrPortTaken) and *provider.Error.
 func Start(ctx context.Context, c *provider.Client, r Request) (*Login, error) {
 	p, err := c.Resolve(ctx, r.Provider)
 	if err != nil {
 		return nil, err
 	}
-	have := possible(p)
+	var have []string
+	for _, flow := range p.Flows {
+		if p.Supports(flow) && !slices.Contains(have, flow) {
+			have = append(have, flow)
+		}
+	}
 	wanted := have
 	if r.Flow != "" {
 		wanted = []string{r.Flow}
@@ -107,26 +111,6 @@ func Start(ctx context.Context, c *provider.Client, r Request) (*Login, error) {
 		}
 	}
 	return nil, err
-}
-
-// possible returns the provider's flows that it has the endpoints and the redirects for.
-func possible(p *provider.Provider) []string {
-	var have []string
-	for _, flow := range p.Flows {
-		ok := false
-		switch flow {
-		case FlowBrowser:
-			ok = p.AuthorizeURL != "" && len(p.Redirects()) > 0
-		case FlowDevice:
-			ok = p.DeviceURL != ""
-		case FlowPaste:
-			ok = p.AuthorizeURL != ""
-		}
-		if ok && !slices.Contains(have, flow) {
-			have = append(have, flow)
-		}
-	}
-	return have
 }
 
 // Wait returns the grant once the person has done their part elsewhere: with FlowDevice it polls the provider, with

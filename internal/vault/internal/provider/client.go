@@ -52,7 +52,7 @@ func NewClientWith(rt http.RoundTripper) *Client {
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		limit:   requestTimeout,
-		install: sync.OnceValues(func() (string, error) { return newUUID(), nil }),
+		install: sync.OnceValues(func() (string, error) { return NewUUID(), nil }),
 		inBody:  map[string]bool{},
 		issuers: map[string]metadata{},
 	}

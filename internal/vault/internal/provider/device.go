@@ -75,7 +75,7 @@ func (c *Client) StartDevice(ctx context.Context, p *Provider, clientSecret secr
 		params.Set("code_challenge_method", "S256")
 	}
 	if d.RequestID != "" {
-		header.Set(d.RequestID, newUUID())
+		header.Set(d.RequestID, NewUUID())
 	}
 	r, err := c.post(ctx, p, request{endpoint: p.DeviceURL, params: params, json: d.Auth != nil || p.Encoding == "json", header: header, secret: clientSecret})
 	if err != nil {

@@ -33,7 +33,7 @@ type metadata struct {
 func (c *Client) Resolve(ctx context.Context, p *Provider) (*Provider, error) {
 	missing := p.TokenURL == "" || p.AuthorizeURL == "" && p.DeviceURL == ""
 	for _, flow := range p.Flows {
-		missing = missing || flow == flowDevice && p.DeviceURL == "" || flow != flowDevice && p.AuthorizeURL == ""
+		missing = missing || flow == FlowDevice && p.DeviceURL == "" || flow != FlowDevice && p.AuthorizeURL == ""
 	}
 	return c.resolve(ctx, p, missing)
 }

@@ -72,8 +72,9 @@ func (e *Error) Unwrap() error { return e.err }
 // Codes that mean the same from every provider.
 var (
 	transientCodes = []string{"temporarily_unavailable", "server_error", "slow_down", "rate_limit_error"}
-	// Never about the token: RFC 6749 section 5.2, and GitHub's own name for invalid_client.
+	// RFC 6749 section 4.1.2.1, RFC 8628 section 3.5, and xAI's own name for it.
 	deniedCodes = []string{"access_denied", "authorization_denied"}
+	// Never about the token: RFC 6749 section 5.2, and GitHub's own name for invalid_client.
 	clientCodes = []string{"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope", "incorrect_client_credentials"}
 )
 

@@ -30,8 +30,8 @@ func (c *Client) installation() (string, error) {
 	return id, nil
 }
 
-// newUUID is a random UUID (RFC 9562 section 5.4).
-func newUUID() string {
+// NewUUID is a random UUID (RFC 9562 section 5.4), as [Client.SetInstall] wants one.
+func NewUUID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // it never fails
 	b[6] = b[6]&0x0f | 0x40

@@ -35,9 +35,9 @@ import (
 
 // The flows of a login, as [Provider.Flows] names them.
 const (
-	flowBrowser = "browser"
-	flowDevice  = "device"
-	flowPaste   = "paste"
+	FlowBrowser = "browser"
+	FlowDevice  = "device"
+	FlowPaste   = "paste"
 )
 
 // Provider is one provider's endpoints and choices. Its dialect has the quirks.
@@ -103,21 +103,30 @@ func FromConfig(c *config.Provider) *Provider {
 // possibleFlows are the dialect's flows and then the usual ones, as far as there is an endpoint for them; nil for none. The
 // last resort is to paste the address that the browser ended at, when that is on another machine.
 func (p *Provider) possibleFlows() (flows []string) {
-	comesBack := len(p.Redirects()) > 0
-	usual := []string{flowBrowser, flowDevice, flowPaste}
-	if !comesBack {
-		usual = []string{flowPaste, flowDevice}
+	usual := []string{FlowBrowser, FlowDevice, FlowPaste}
+	if len(p.Redirects()) == 0 {
+		usual = []string{FlowPaste, FlowDevice}
 	}
 	for _, flow := range slices.Concat(p.dialect().Flows, usual) {
-		endpoint := p.AuthorizeURL
-		if flow == flowDevice {
-			endpoint = p.DeviceURL
-		}
-		if endpoint != "" && (flow != flowBrowser || comesBack) && !slices.Contains(flows, flow) {
+		if p.Supports(flow) && !slices.Contains(flows, flow) {
 			flows = append(flows, flow)
 		}
 	}
 	return flows
+}
+
+// Supports reports whether there is what a flow needs: its endpoint, and for FlowBrowser a redirect that comes back to this
+// machine. Of a provider that needs resolving, call it after that.
+func (p *Provider) Supports(flow string) bool {
+	switch flow {
+	case FlowBrowser:
+		return p.AuthorizeURL != "" && len(p.Redirects()) > 0
+	case FlowDevice:
+		return p.DeviceURL != ""
+	case FlowPaste:
+		return p.AuthorizeURL != ""
+	}
+	return false
 }
 
 // Redirects are the loopback redirect URIs of the browser flow in the order to try; one without a port takes any that is

@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
@@ -62,17 +63,11 @@ func Builtin(name string) (*Provider, bool) {
 }
 
 // Terms is what the vendor of a built-in provider says about logins that other programs make: a status ("ok",
-// "restricted" or "discontinued") and a sentence for the person, which may be "". A provider of the configuration is
-// "ok": whoever described it knows whose it is.
+// "restricted" or "discontinued") and a sentence for the person, which may be "". Any other name is "ok".
 func Terms(name string) (status, sentence string) {
 	d, ok := dialects[name]
-	if !ok || d.Status == "" {
-		status = dialect.OK
-	} else {
-		status = d.Status
+	if !ok {
+		return dialect.OK, ""
 	}
-	if ok {
-		sentence = d.Terms
-	}
-	return status, sentence
+	return cmp.Or(d.Status, dialect.OK), d.Terms
 }

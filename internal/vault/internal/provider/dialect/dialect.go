@@ -1,5 +1,5 @@
 // Package dialect holds the type in which a vendor's package says how its authorisation server differs from RFC 6749:
-// a [Dialect], almost all data. Package provider does what it says; nobody else needs it.
+// a [Dialect], which is data alone. Package provider does what it says; nobody else needs it.
 package dialect
 
 import "time"
