@@ -110,6 +110,9 @@ func (s *Sessions) Begin(ctx context.Context, b Begin) (*wire.Session, error) {
 	}
 	if err != nil {
 		s.release(n)
+		if s.ending.Err() != nil { // which has cut it off
+			return nil, errEnding()
+		}
 		return nil, s.crossing(err)
 	}
 	answer := s.admit(n, l)
