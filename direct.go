@@ -90,20 +90,15 @@ func (d directTokens) RefreshToken(ctx context.Context, provider, bucket string)
 	return d.v.RefreshToken(ctx, provider, bucket)
 }
 
-// flowNames are the configuration's names of the protocol's flows.
-var flowNames = map[wire.FlowType]string{
-	wire.FlowPKCERedirect: vault.FlowPaste, wire.FlowDeviceCode: vault.FlowDevice, wire.FlowBrowserRedirect: vault.FlowBrowser,
-}
-
 // logIn is client.Login on this machine. A [client.LoginFace] is a vault.Face.
 func (d directTokens) logIn(ctx context.Context, o client.LoginOptions) (*wire.Token, error) {
 	bucket := orDefault(o.Bucket)
 	if err := checked(o.Provider, bucket); err != nil {
 		return nil, err
 	}
-	flow, ok := flowNames[o.Flow]
-	if !ok && o.Flow != "" {
-		return nil, wire.E(wire.CodeInvalidRequest, "flow is pkce_redirect, device_code or browser_redirect")
+	flow, err := vault.FlowNamed(o.Flow)
+	if err != nil {
+		return nil, err
 	}
 	if o.Face == nil {
 		return nil, errors.New("a login needs a face: LoginOptions.Face is nil")

@@ -116,7 +116,9 @@ func TestImportsPointOneWay(t *testing.T) {
 					continue
 				}
 				to := short(imported)
-				below := func(rooms string) bool { return slices.Contains(allowed, rooms+"/…") && strings.HasPrefix(to, rooms+"/") }
+				below := func(rooms string) bool {
+					return slices.Contains(allowed, rooms+"/…") && strings.HasPrefix(to, rooms+"/")
+				}
 				if !slices.Contains(allowed, to) && !below(storeRooms) && !below(vendors) {
 					t.Errorf("%s (%s) imports %s: no such arrow", from, goos, to)
 				}

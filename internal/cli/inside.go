@@ -36,11 +36,6 @@ func (k insideKeys) read(ctx context.Context, name string) (wire.APIKey, bool, e
 
 func (k insideKeys) names(ctx context.Context) ([]string, error) { return k.APIKeys(ctx) }
 
-// flowTypes are the protocol's names of the flows.
-var flowTypes = map[string]wire.FlowType{
-	vault.FlowPaste: wire.FlowPKCERedirect, vault.FlowDevice: wire.FlowDeviceCode, vault.FlowBrowser: wire.FlowBrowserRedirect,
-}
-
 // loginInside has the host make a login, and shows the person what to do.
 func (a *app) loginInside(ctx context.Context, l login, o loginWishes) error {
 	c := client.New(client.Options{Socket: os.Getenv(socketVariable)})
@@ -51,7 +46,7 @@ func (a *app) loginInside(ctx context.Context, l login, o loginWishes) error {
 	f := &face{app: a, login: l, inside: true, qr: o.qr}
 	defer f.rest()
 	f.asking("the host (a person there may be asked)", providerLimit)
-	_, err := c.Login(ctx, client.LoginOptions{Provider: l.provider, Bucket: l.bucket, Flow: flowTypes[o.flow], Face: f})
+	_, err := c.Login(ctx, client.LoginOptions{Provider: l.provider, Bucket: l.bucket, Flow: vault.WireFlow(o.flow), Face: f})
 	f.rest()
 	if err != nil {
 		return notLoggedInInside(err, l)
@@ -106,7 +101,7 @@ func reportInside(ctx context.Context, t client.Tokens) (statusReport, error) {
 			return report, err
 		}
 		for _, b := range buckets {
-			r, store, err := loginInside(ctx, t, login{p, b})
+			r, store, err := reportOneInside(ctx, t, login{p, b})
 			if err != nil {
 				return report, err
 			}
@@ -121,9 +116,9 @@ func reportInside(ctx context.Context, t client.Tokens) (statusReport, error) {
 	return report, nil
 }
 
-// loginInside asks how one login stands. The report is nil when it was removed since it was listed; an error ends the
+// reportOneInside asks how one login stands. The report is nil when it was removed since it was listed; an error ends the
 // questions.
-func loginInside(ctx context.Context, t client.Tokens, l login) (_ *loginReport, store string, err error) {
+func reportOneInside(ctx context.Context, t client.Tokens, l login) (_ *loginReport, store string, err error) {
 	if extended, ok := t.(*client.TokenStore); ok {
 		s, err := extended.Status(ctx, l.provider, l.bucket)
 		if err != nil {

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,7 +55,6 @@ type Proxy struct {
 	log     *slog.Logger
 	profile string
 	scope   atomic.Pointer[config.Profile]
-	config  atomic.Pointer[config.Config]
 
 	stop    context.CancelFunc // ends the watcher, the renewals and a question that nobody has answered
 	workers sync.WaitGroup     // the watcher, the renewals and the server
@@ -78,7 +76,6 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 	}
 	p := &Proxy{log: o.Logger, profile: o.Profile, failed: make(chan error, 1)}
 	p.scope.Store(profile)
-	p.config.Store(o.Config)
 	// What has been opened is closed again, last first, when a later step fails.
 	var undo []func()
 	defer func() {
@@ -121,7 +118,7 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 	running, stop := context.WithCancel(context.Background())
 	p.stop = stop
 	logins := &policy{
-		profile: p.scope.Load, known: p.known, vault: p.vault, ask: o.Ask, askByDefault: o.AskByDefault, notice: o.Notice, log: o.Logger, ending: running,
+		profile: p.scope.Load, known: p.vault.HasProvider, vault: p.vault, ask: o.Ask, askByDefault: o.AskByDefault, notice: o.Notice, log: o.Logger, ending: running,
 	}
 	p.server = server.New(server.Config{
 		Vault:             p.vault,
@@ -164,15 +161,8 @@ func (p *Proxy) edited(c *config.Config) {
 		profile = config.Nothing(p.profile)
 	}
 	p.scope.Store(profile)
-	p.config.Store(c)
 	p.vault.SetProviders(c)
 	p.log.Info("the configuration was edited: applied", "file", c.Path, "profile", p.profile)
-}
-
-// known reports whether there is a provider of this name.
-func (p *Proxy) known(provider string) bool {
-	_, described := p.config.Load().Providers[provider]
-	return described || slices.Contains(config.BuiltinProviders, provider)
 }
 
 func (p *Proxy) broken(err error) {

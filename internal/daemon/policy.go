@@ -10,6 +10,7 @@ import (
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/server"
 	"github.com/credproxy/credproxy/internal/socket"
+	"github.com/credproxy/credproxy/internal/vault"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -77,7 +78,11 @@ type policy struct {
 // allow is server.Config.Login. The error is nil, or a *wire.Error, or that of ctx.
 func (p *policy) allow(ctx context.Context, r server.LoginRequest) error {
 	profile := p.profile()
-	q := Question{Profile: profile.Name, Provider: r.Provider, Bucket: r.Bucket, Flow: flowName(r.Flow), Peer: r.Peer}
+	flow, err := vault.FlowNamed(r.Flow)
+	if err != nil {
+		return err
+	}
+	q := Question{Profile: profile.Name, Provider: r.Provider, Bucket: r.Bucket, Flow: flow, Peer: r.Peer}
 	switch {
 	case profile.Login == config.LoginDeny: // the scope did not let it come here, unless it was edited just now
 		return errDenied
@@ -202,19 +207,6 @@ func (p *policy) tell(t *telling, level slog.Level, what string, q Question, mor
 	}
 	p.log.Log(context.Background(), level, what, append(attrs, more...)...)
 	return true
-}
-
-// flowName is what the configuration and the commands call a flow.
-func flowName(f wire.FlowType) string {
-	switch f {
-	case wire.FlowBrowserRedirect:
-		return "browser"
-	case wire.FlowDeviceCode:
-		return "device"
-	case wire.FlowPKCERedirect:
-		return "paste"
-	}
-	return ""
 }
 
 // allowance is so many at once, and one more after each gap.

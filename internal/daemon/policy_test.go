@@ -150,11 +150,6 @@ func TestPolicy(t *testing.T) {
 			}
 		})
 	}
-	for flow, want := range map[wire.FlowType]string{"": "", wire.FlowPKCERedirect: "paste", wire.FlowBrowserRedirect: "browser", wire.FlowDeviceCode: "device"} {
-		if got := flowName(flow); got != want {
-			t.Errorf("%q is %q, want %q", flow, got, want)
-		}
-	}
 	// Nobody is bothered for what does not exist.
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(config.LoginAsk, true)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	flows "github.com/credproxy/credproxy/internal/vault/internal/login"
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
@@ -20,6 +21,19 @@ const (
 	FlowDevice  = flows.FlowDevice
 	FlowPaste   = flows.FlowPaste
 )
+
+// WireFlow is what the protocol calls a flow; "" for "", which leaves the choice to the provider.
+func WireFlow(flow string) wire.FlowType { return flows.WireFlow(flow) }
+
+// FlowNamed is the flow that the protocol calls f; "" for "". A *wire.Error when there is none.
+func FlowNamed(f wire.FlowType) (string, error) {
+	for _, flow := range append([]string{""}, config.Flows...) {
+		if WireFlow(flow) == f {
+			return flow, nil
+		}
+	}
+	return "", wire.E(wire.CodeInvalidRequest, "flow is pkce_redirect, device_code or browser_redirect")
+}
 
 // ProviderError is a provider's refusal or failure, as it may be shown to a person.
 type ProviderError = provider.Error
@@ -64,7 +78,8 @@ func (v *Vault) Login(ctx context.Context, providerName, bucket string, o LoginO
 	if err != nil {
 		return err
 	}
-	return v.storeGrant(ctx, providerName, bucket, g)
+	// The person is waiting, but a login that the provider has issued is stored even if they go away now.
+	return v.storeGrant(context.WithoutCancel(ctx), providerName, bucket, g)
 }
 
 // finish shows the login to the person and waits for its end.
@@ -135,10 +150,8 @@ func (v *Vault) clientSecret(ctx context.Context, p *provider.Provider) (secret.
 	return s, nil
 }
 
-// storeGrant makes a new login durable. The person is waiting, but a login that the provider has issued is stored even
-// if they go away now.
+// storeGrant makes a new login durable. It ends with ctx, which nothing but a time limit should end.
 func (v *Vault) storeGrant(ctx context.Context, providerName, bucket string, g *grant.Grant) error {
-	ctx = context.WithoutCancel(ctx)
 	it := loginItem(providerName, bucket)
 	return v.underLock(ctx, it, func() error {
 		if err := v.logins.Write(ctx, it, g.Seal()); err != nil {

@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,7 +14,9 @@ import (
 
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/oauthtest"
+	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
+	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/memory"
 	"github.com/credproxy/credproxy/wire"
@@ -76,6 +79,12 @@ func TestLoginWithoutAStore(t *testing.T) {
 	if _, err := v.BeginLogin(context.Background(), 1, "acme", "default", "", nil, nil); code(err) != wire.CodeInternal || !strings.Contains(err.Error(), "locked") {
 		t.Errorf("from inside: %v", err)
 	}
+	// It is the store that took too long, not the provider.
+	slow := fmt.Errorf("%w: %w", store.ErrUnavailable, context.DeadlineExceeded)
+	v.opened.(*memory.Store).Refuse(slow, slow)
+	if _, err := v.BeginLogin(context.Background(), 1, "acme", "default", "", nil, nil); code(err) != wire.CodeInternal || !strings.Contains(err.Error(), "store") {
+		t.Errorf("from inside, with a store that is too slow: %v", err)
+	}
 }
 
 func TestTerms(t *testing.T) {
@@ -114,6 +123,28 @@ func TestInstallation(t *testing.T) {
 	info, err := os.Stat(filepath.Join(v.state, installFile))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
+	}
+}
+
+func TestFlowNames(t *testing.T) {
+	for f, want := range map[wire.FlowType]string{"": "", wire.FlowPKCERedirect: "paste", wire.FlowBrowserRedirect: "browser", wire.FlowDeviceCode: "device"} {
+		if got, err := FlowNamed(f); got != want || err != nil || WireFlow(want) != f {
+			t.Errorf("%q is %q, %v, want %q", f, got, err, want)
+		}
+	}
+	if _, err := FlowNamed("password"); code(err) != wire.CodeInvalidRequest {
+		t.Errorf("a flow that there is not: %v", err)
+	}
+}
+
+// A store that does not come to an end has its limit from the session, or nothing that waits for it would ever end.
+func TestStoringHasALimit(t *testing.T) {
+	v, _ := newVault(t, nil, nil)
+	over, cancel := context.WithDeadline(context.Background(), time.Now())
+	defer cancel()
+	g := &grant.Grant{AccessToken: secret.New("test-access-token-1")}
+	if _, err := v.storeLogin(over, "acme", "default", g); !errors.Is(err, context.DeadlineExceeded) || v.HasLogin(context.Background(), "acme", "default") {
+		t.Errorf("stored after the limit: %v", err)
 	}
 }
 

@@ -10,21 +10,13 @@ import (
 	"github.com/credproxy/credproxy/wire"
 )
 
-// flowNames are the configuration's names of the protocol's flows.
-var flowNames = map[wire.FlowType]string{
-	"":                       "",
-	wire.FlowPKCERedirect:    FlowPaste,
-	wire.FlowDeviceCode:      FlowDevice,
-	wire.FlowBrowserRedirect: FlowBrowser,
-}
-
 // BeginLogin begins a login for a sandbox. What it answers holds no secret; the session belongs to the peer's UID.
 // allowed is asked once more before anything is stored. ended is told, once, how a login ended that needs no pasted code
 // and was not cancelled: nil when it is stored. Either may be nil.
 func (v *Vault) BeginLogin(ctx context.Context, uid int, providerName, bucket string, flow wire.FlowType, allowed func() bool, ended func(*wire.Error)) (*wire.Session, error) {
-	name, ok := flowNames[flow]
-	if !ok {
-		return nil, wire.E(wire.CodeInvalidRequest, "flow is pkce_redirect, device_code or browser_redirect")
+	name, err := FlowNamed(flow)
+	if err != nil {
+		return nil, err
 	}
 	return v.sessions.Begin(ctx, flows.Begin{
 		UID: uid, Provider: providerName, Bucket: bucket, Allowed: allowed, Ended: ended,
@@ -55,7 +47,8 @@ func (v *Vault) LoginOf(sessionID string) (providerName, bucket string, ok bool)
 // EndLogins cancels the logins that sandboxes have begun and waits for those that are being stored. No other begins.
 func (v *Vault) EndLogins() { v.sessions.Close() }
 
-// HasLogin reports whether a login is stored that a new one would replace.
+// HasLogin reports whether a login is stored that a new one would replace, as far as is known: true also when the store does
+// not say.
 func (v *Vault) HasLogin(ctx context.Context, providerName, bucket string) bool {
 	_, err := v.store.Read(ctx, loginItem(providerName, bucket))
 	return !errors.Is(err, store.ErrNotFound)
@@ -80,6 +73,9 @@ func (v *Vault) loginFailure(err error) *wire.Error {
 		return coded
 	}
 	v.log.Warn("a login that a sandbox began has failed", "error", err)
+	if coded, ok := errors.AsType[*wire.Error](err); ok { // the store's trouble; what it wraps may look like the provider's
+		return coded
+	}
 	if e := flows.Crossing(err); e != nil {
 		return e
 	}

@@ -1,10 +1,7 @@
 package vault
 
 import (
-	"crypto/rand"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,11 +18,8 @@ const (
 	StatusDiscontinued = "discontinued" // the vendor has ended it for most accounts
 )
 
-// termsDir and installFile are in the state directory.
-const (
-	termsDir    = "terms"
-	installFile = "install-id"
-)
+// termsDir is in the state directory. A file for each provider has the sentence that was agreed to.
+const termsDir = "terms"
 
 // Terms returns what the vendor of a provider says of logins that other programs keep, "" if it says nothing, and whether
 // a login may begin: that it is permitted, or that a person of this machine has agreed to that very sentence.
@@ -61,25 +55,4 @@ func (v *Vault) keep(dir, name, content string) error {
 	}
 	defer root.Close()
 	return atomicfile.WriteFile(root, name, []byte(content))
-}
-
-// install returns the stable name of this installation, a random UUID (RFC 9562 section 5.4), which is made when it is
-// asked for first. It tells nothing of the machine or the person.
-func (v *Vault) install() (string, error) {
-	path := filepath.Join(v.state, installFile)
-	b, err := os.ReadFile(path)
-	if id := strings.TrimSpace(string(b)); err == nil && len(id) == 36 {
-		return id, nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("the id of this installation: %w", err)
-	}
-	var u [16]byte
-	_, _ = rand.Read(u[:]) // never fails
-	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80
-	id := fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
-	if err := v.keep(v.state, installFile, id+"\n"); err != nil {
-		return "", fmt.Errorf("the id of this installation: %w", err)
-	}
-	return id, nil
 }

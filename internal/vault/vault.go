@@ -124,8 +124,8 @@ func open(s store.Store, j *journal.Journal, client *provider.Client, o Options)
 	return v
 }
 
-// Close ends the logins of sandboxes and waits for what is being read, and for a provider that is answering: up to 15 s, for to leave then could lose a
-// login. Then it releases the store.
+// Close ends the logins of sandboxes and waits for what is being read, and for a provider that is answering: up to 15 s, for
+// to leave then could lose a login. Then it releases the store.
 func (v *Vault) Close() error {
 	v.EndLogins()
 	v.refresh.Close()
@@ -159,6 +159,12 @@ func (v *Vault) provider(name string) (*provider.Provider, bool) {
 		return p, true
 	}
 	return provider.Builtin(name)
+}
+
+// HasProvider reports whether a provider of this name is configured or built in.
+func (v *Vault) HasProvider(name string) bool {
+	_, ok := v.provider(name)
+	return ok
 }
 
 // allowedFields are the members of a provider's answer that may go inside.

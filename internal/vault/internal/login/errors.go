@@ -73,6 +73,9 @@ var wireFlows = map[string]wire.FlowType{
 	FlowPaste:   wire.FlowPKCERedirect,
 }
 
+// WireFlow is what the protocol calls a flow; "" for what is none.
+func WireFlow(flow string) wire.FlowType { return wireFlows[flow] }
+
 // Crossing returns what may be said of a login's failure over a socket: one of the protocol's codes, and constant words
 // that say what to do. It is nil for an error that is not a login's.
 func Crossing(err error) *wire.Error {
