@@ -16,7 +16,7 @@ const (
 	maxLoginTimeout     = 24 * 60 * 60
 )
 
-// LoginTimeout says how long a login that a sandbox has begun may take: $LLXPRT_OAUTH_SESSION_TIMEOUT_SECONDS, from one second to a
+// LoginTimeout says how long a login may take: $LLXPRT_OAUTH_SESSION_TIMEOUT_SECONDS, from one second to a
 // day, or ten minutes if that is not set.
 func LoginTimeout() (time.Duration, error) {
 	value := os.Getenv(loginTimeoutVariable)

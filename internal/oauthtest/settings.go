@@ -11,8 +11,9 @@ import (
 // NAME-secret.
 //
 // The plain server's redirect_url is the first of the client's that is on loopback; for one that has registered
-// "http://127.0.0.1/paste", it is the page of [Paste] and the flow to use it. A dialect gets no redirect_url: its loopback redirect URI is the dialect's own, and where it shows a code to be
-// pasted, that page is at the origin of token_url. A redirect_url would leave only one of these flows.
+// "http://127.0.0.1/paste", it is the page of [Paste] and the flow to use it. A dialect gets no redirect_url: its loopback
+// redirect URI is the dialect's own, and where it shows a code to be pasted, that page is at the origin of token_url. A
+// redirect_url would leave only one of these flows.
 func (s *Server) Settings(name string) string {
 	var endpoints strings.Builder
 	for _, key := range []struct {
