@@ -82,6 +82,9 @@ func (v *Vault) Login(ctx context.Context, providerName, bucket string, o LoginO
 	return v.storeGrant(context.WithoutCancel(ctx), providerName, bucket, g)
 }
 
+// maxPastes is how often a code is asked for, as package client does: a face that answers by itself would go on forever.
+const maxPastes = 10
+
 // finish shows the login to the person and waits for its end.
 func finish(ctx context.Context, l *flows.Login, face Face, until time.Time) (*grant.Grant, error) {
 	switch l.Flow {
@@ -98,7 +101,8 @@ func finish(ctx context.Context, l *flows.Login, face Face, until time.Time) (*g
 		face.Waiting(until)
 		return l.Wait(ctx)
 	}
-	for problem := ""; ; {
+	problem := ""
+	for asked := 1; ; asked++ {
 		pasted, err := face.AskCode(ctx, problem)
 		if err != nil {
 			if ctx.Err() != nil {
@@ -107,7 +111,7 @@ func finish(ctx context.Context, l *flows.Login, face Face, until time.Time) (*g
 			return nil, err
 		}
 		g, err := l.Finish(ctx, pasted)
-		if !errors.Is(err, flows.ErrPaste) && !errors.Is(err, flows.ErrOtherLogin) {
+		if asked == maxPastes || !errors.Is(err, flows.ErrPaste) && !errors.Is(err, flows.ErrOtherLogin) {
 			return g, err
 		}
 		problem = err.Error()

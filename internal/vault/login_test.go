@@ -67,6 +67,20 @@ func TestPastedCode(t *testing.T) {
 	}
 }
 
+// A face that answers by itself is not asked forever.
+func TestPastedNonsense(t *testing.T) {
+	v, _ := newVault(t, newServer(t, oauthtest.Options{}), func(p *config.Provider) { p.Flows = []string{FlowPaste} })
+	face := &person{t: t, answer: func(asked int, _ string) string {
+		if asked > 100 {
+			panic("asked again and again")
+		}
+		return "no code"
+	}}
+	if err := v.Login(context.Background(), "acme", "default", LoginOptions{Face: face}); err == nil || !strings.Contains(err.Error(), "not a code") || len(face.asked) != 10 {
+		t.Errorf("asked %d times: %v", len(face.asked), err)
+	}
+}
+
 // A store that would refuse the login refuses before the person has done anything.
 func TestLoginWithoutAStore(t *testing.T) {
 	v, _ := newVault(t, newServer(t, oauthtest.Options{}), nil)
