@@ -364,7 +364,7 @@ func TestSandboxSeesNothingElse(t *testing.T) {
 			secret.search(t, path+" inside", data)
 		}
 		secret.search(t, "the environment inside", []byte(strings.Join(saw.Env, "\n")))
-		secret.search(t, "the processes inside", []byte(fmt.Sprint(saw.Processes)))
+		secret.search(t, "the processes inside", fmt.Append(nil, saw.Processes))
 		secret.search(t, "the arguments of processes on the host", host)
 		secret.search(t, "the engine's own record", engineSays)
 		if !slices.Contains(saw.Env, "PASSED_ON="+passed) || !slices.Contains(saw.Env, "GIVEN=test-given-value") {

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -156,8 +157,13 @@ func spy(args []string) int {
 			f.Close()
 		}
 	}
+	runtime.LockOSThread() // a tracer is a thread
 	if err := syscall.PtraceAttach(pid); err == nil {
 		fmt.Println("traced")
+		// It has to go on: it may not have come to its protection yet.
+		_, _ = syscall.Wait4(pid, nil, syscall.WALL, nil)
+		_ = syscall.PtraceDetach(pid)
+		_ = syscall.Kill(pid, syscall.SIGCONT)
 	}
 	fmt.Println("done")
 	return 0

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,12 +46,7 @@ func TestNothingIsLeftOfALoginThatWasGivenUp(t *testing.T) {
 	}
 	pasted := c.begin("taken-out", "pkce_redirect")
 	eventually(t, patience, "all are polled for", func() bool {
-		for _, n := range polls(s) {
-			if n == 0 {
-				return false
-			}
-		}
-		return true
+		return !slices.Contains(polls(s), 0)
 	})
 
 	// Cancelled: it is over when that is answered.

@@ -151,6 +151,7 @@ func logInRaw(in *inside, v *vendor, login, flow string, unnamed bool) error {
 	}
 	id, _ := a.Data["session_id"].(string)
 	address, _ := a.Data["auth_url"].(string)
+	interval := 5 * time.Second
 	p := person{v.s}
 	switch flow {
 	case "paste":
@@ -173,14 +174,16 @@ func logInRaw(in *inside, v *vendor, login, flow string, unnamed bool) error {
 	if err != nil {
 		return err
 	}
-	interval, _ := a.Data["pollIntervalMs"].(float64)
-	for begun := time.Now(); time.Since(begun) < patience; time.Sleep(time.Duration(interval) * time.Millisecond / 4) {
+	for begun := time.Now(); time.Since(begun) < patience; {
+		if ms, ok := a.Data["pollIntervalMs"].(float64); ok {
+			interval = time.Duration(ms) * time.Millisecond
+		}
+		time.Sleep(interval)
 		a, err = in.ask("oauth_poll", m{"session_id": id})
 		if err != nil || !a.OK {
 			return fmt.Errorf("oauth_poll: %v (%s), %v", a, a.Error, err)
 		}
-		if next, ok := a.Data["pollIntervalMs"].(float64); a.Data["status"] == "pending" && ok {
-			interval = next
+		if a.Data["status"] == "pending" {
 			continue
 		}
 		if a.Data["status"] != "complete" || a.Data["access_token"] == "" {
