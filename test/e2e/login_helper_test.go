@@ -115,15 +115,15 @@ func (s *sandboxed) enter(t *testing.T) *inside {
 // hands starts a command that runs the guest program of this name.
 func (h *host) hands(t *testing.T, cmd *exec.Cmd) *inside {
 	t.Helper()
-	in := &inside{b: h.start(cmd), runs: map[int]*innerRun{}, answers: map[int]chan report{}}
+	in := &inside{runs: map[int]*innerRun{}, answers: map[int]chan report{}}
+	var reading sync.WaitGroup
+	t.Cleanup(reading.Wait) // when start's own has ended the process
+	in.b = h.start(cmd)
 	ready := in.b.stdout.find(regexp.MustCompile(`^ready\n`), in.b.ended, time.Minute)
 	if ready == nil {
 		t.Fatalf("nobody is inside; stdout: %s stderr: %s", in.b.stdout, in.b.stderr)
 	}
-	reading := make(chan struct{})
-	t.Cleanup(func() { <-reading })
-	go func() {
-		defer close(reading)
+	reading.Go(func() {
 		seen := len(ready[0])
 		for {
 			in.b.stdout.mu.Lock()
@@ -141,7 +141,7 @@ func (h *host) hands(t *testing.T, cmd *exec.Cmd) *inside {
 				return
 			}
 		}
-	}()
+	})
 	return in
 }
 
