@@ -50,7 +50,7 @@ type Provider struct {
 	Name            string
 	Dialect         string   // one of Dialects: "oauth2", or the built-in provider that it talks like
 	Issuer          string   // RFC 8414, RFC 9207; empty: nothing is discovered, and an answer's issuer is not checked
-	Flows           []string // of Flows, in the order of preference; nil: those of the dialect, or what the issuer's metadata has
+	Flows           []string // of Flows, in the order of preference; nil: those that dialect, endpoints and the issuer's metadata make possible
 	ClientID        string   // may be empty for a dialect other than "oauth2", which then uses its own, if it needs one
 	ClientSecretKey string   // the name of a stored key; see Profile.AllowsKey
 	AuthorizeURL    string

@@ -96,10 +96,7 @@ func (d *decoder) provider(n *node, name string) *Provider {
 	}
 
 	flows := f["flows"]
-	if flows == nil {
-		p.Flows = defaultFlows(p, redirect)
-		flows = n
-	} else {
+	if flows != nil { // else they follow from the dialect and the endpoints, which the provider's metadata may have
 		p.Flows = []string{}
 		for _, item := range d.strings(flows) {
 			if d.oneOf(item, Flows) {
@@ -112,29 +109,6 @@ func (d *decoder) provider(n *node, name string) *Provider {
 		d.required(n, flows, p)
 	}
 	return p
-}
-
-// defaultFlows are the logins that the endpoints make possible. A redirect that does not come back to this machine leaves pasting;
-// from one that does the address can be pasted too, when the browser is on another machine.
-// They are nil where somebody else knows better: a dialect its own, an issuer's metadata those of an issuer without more.
-func defaultFlows(p *Provider, redirect *url.URL) []string {
-	if p.Dialect != plainDialect {
-		return nil
-	}
-	away := redirect != nil && redirect.Scheme == "https"
-	var flows []string
-	if p.AuthorizeURL != "" && away {
-		flows = append(flows, "paste")
-	} else if p.AuthorizeURL != "" {
-		flows = append(flows, "browser")
-	}
-	if p.DeviceURL != "" {
-		flows = append(flows, "device")
-	}
-	if p.AuthorizeURL != "" && !away {
-		flows = append(flows, "paste")
-	}
-	return flows
 }
 
 // required looks for what is missing. With an issuer no endpoint is: its metadata has them (RFC 8414, OpenID Connect Discovery).
