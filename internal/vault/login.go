@@ -211,3 +211,12 @@ func (v *Vault) revoke(ctx context.Context, providerName string, sealed secret.S
 	}
 	return true, v.client.Revoke(ctx, p, g.AccessToken, "access_token", clientSecret)
 }
+
+// LoginAdvice is what a person is told of a login that failed, in a sentence with what to do about it, as it also crosses
+// the socket; "" when the error says all there is.
+func LoginAdvice(err error) string {
+	if e := flows.Crossing(err); e != nil {
+		return e.Message
+	}
+	return ""
+}
