@@ -59,7 +59,7 @@ func TestPastedCode(t *testing.T) {
 	if err := v.Login(context.Background(), "acme", "default", LoginOptions{Face: face}); err != nil {
 		t.Fatal(err)
 	}
-	if len(face.asked) != 3 || face.asked[0] != "" || !strings.Contains(face.asked[1], "not a code") || !strings.Contains(face.asked[2], "another login") {
+	if len(face.asked) != 3 || face.asked[0] != "" || !strings.Contains(face.asked[1], "nothing was pasted") || !strings.Contains(face.asked[2], "another login") {
 		t.Errorf("asked with %q", face.asked)
 	}
 	if tok, err := v.Token(context.Background(), "acme", "default"); err != nil || !s.Valid(tok.AccessToken) {
@@ -76,7 +76,7 @@ func TestPastedNonsense(t *testing.T) {
 		}
 		return "no code"
 	}}
-	if err := v.Login(context.Background(), "acme", "default", LoginOptions{Face: face}); err == nil || !strings.Contains(err.Error(), "not a code") || len(face.asked) != 10 {
+	if err := v.Login(context.Background(), "acme", "default", LoginOptions{Face: face}); err == nil || !strings.Contains(err.Error(), "characters in it") || len(face.asked) != 10 {
 		t.Errorf("asked %d times: %v", len(face.asked), err)
 	}
 }

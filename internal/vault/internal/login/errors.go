@@ -9,10 +9,26 @@ import (
 	"github.com/credproxy/credproxy/wire"
 )
 
-var (
-	// ErrPaste: what was pasted is no code and no address with one. Nothing was sent; the person can try again.
-	ErrPaste = errors.New("this is not a code: copy the code from the provider's page, or the whole address that it led to")
+// pasteError is ErrPaste in words that say what was pasted instead.
+type pasteError string
 
+func (e pasteError) Error() string        { return string(e) }
+func (e pasteError) Is(target error) bool { return target == ErrPaste }
+
+// ErrPaste: what was pasted is no code and no address with one. Nothing was sent; the person can try again. Others that are
+// ErrPaste too know better what it is.
+const (
+	ErrPaste pasteError = "this is not a code: copy the code from the provider's page, or the whole address that it led to"
+
+	errNothing pasteError = "nothing was pasted"
+	errLong    pasteError = "this is too long for a code"
+	errStrange pasteError = "this has characters in it that no code has"
+	errOpened  pasteError = "this is the address to open: paste what its page shows in the end, or the address that it leads to"
+	errNoCode  pasteError = "this address has no code in it: paste the one that the provider's page led to"
+	errCutOff  pasteError = "this address is cut off, for it has no state: paste all of it"
+)
+
+var (
 	// ErrOtherLogin: what was pasted has the state of another login. Nothing was sent.
 	ErrOtherLogin = errors.New("this code belongs to another login: use the page that was opened for this one")
 
@@ -86,7 +102,8 @@ func Crossing(err error) *wire.Error {
 	case err == nil:
 		return nil
 	case errors.Is(err, ErrPaste):
-		return wire.E(wire.CodeInvalidRequest, ErrPaste.Error())
+		pasted, _ := errors.AsType[pasteError](err)
+		return wire.E(wire.CodeInvalidRequest, pasted.Error())
 	case errors.Is(err, ErrOtherLogin):
 		return wire.E(wire.CodeExchangeFailed, "the code belongs to another login: begin again and use the page that is opened then")
 	case isNoFlow:

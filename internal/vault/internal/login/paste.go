@@ -24,14 +24,24 @@ func (l *Login) startPaste(ctx context.Context, p *provider.Provider) (err error
 // address that the provider's page led to. Errors are ErrPaste and ErrOtherLogin, with which nothing was sent, and
 // *provider.Error, with which the code is spent.
 func (l *Login) Finish(ctx context.Context, pasted string) (*grant.Grant, error) {
-	q, err := parsePaste(pasted)
+	q, err := l.read(pasted)
 	if err != nil {
 		return nil, err
 	}
 	return l.finish(ctx, q)
 }
 
-// finish exchanges what [parsePaste] found.
+// read finds the authorization response in a pasted text. An address has the state of the login, which the provider must
+// send back (RFC 6749 section 4.1.2), unless its end is missing, and with it perhaps the end of the code.
+func (l *Login) read(pasted string) (url.Values, error) {
+	q, err := parsePaste(pasted)
+	if err == nil && isAddress(unwrap(pasted)) && !q.Has("state") && !l.authorization.Mine("") {
+		return nil, errCutOff
+	}
+	return q, err
+}
+
+// finish exchanges what read found.
 func (l *Login) finish(ctx context.Context, q url.Values) (*grant.Grant, error) {
 	if q.Has("state") && !l.authorization.Mine(q.Get("state")) {
 		return nil, ErrOtherLogin
@@ -51,15 +61,20 @@ func (l *Login) finish(ctx context.Context, q url.Values) (*grant.Grant, error) 
 var answerParams = []string{"code", "error", "state", "iss", "client_id"}
 
 // parsePaste finds the authorization response in a pasted text: code or error, and what else is there of answerParams.
-// The error is ErrPaste.
+// The error is an ErrPaste.
 func parsePaste(pasted string) (url.Values, error) {
 	s := unwrap(pasted)
-	if s == "" || len(pasted) > maxPaste || !plain(s) {
-		return nil, ErrPaste
+	switch {
+	case s == "":
+		return nil, errNothing
+	case len(pasted) > maxPaste:
+		return nil, errLong
+	case !plain(s):
+		return nil, errStrange
 	}
 	var q url.Values
 	var err error
-	if strings.Contains(s, "://") || strings.Contains(s, "?") {
+	if isAddress(s) {
 		address, fragment, _ := strings.Cut(s, "#")
 		_, query, _ := strings.Cut(address, "?")
 		q, err = fromAddress(query, fragment)
@@ -73,11 +88,18 @@ func parsePaste(pasted string) (url.Values, error) {
 	} else {
 		q, err = bare(s)
 	}
-	if err != nil || q.Has("code_challenge") {
-		return nil, ErrPaste // the address that was opened, in place of the one that it led to
+	switch {
+	case err != nil:
+		return nil, ErrPaste
+	case q.Has("code_challenge"):
+		return nil, errOpened
+	case isAddress(s) && q.Get("code") == "" && q.Get("error") == "":
+		return nil, errNoCode
 	}
 	return answer(q)
 }
+
+func isAddress(s string) bool { return strings.Contains(s, "://") || strings.Contains(s, "?") }
 
 // quotes are what people, mail programs and terminals put around a text.
 var quotes = [][2]string{{`"`, `"`}, {`'`, `'`}, {"`", "`"}, {"<", ">"}, {"“", "”"}, {"„", "“"}, {"‘", "’"}, {"«", "»"}}

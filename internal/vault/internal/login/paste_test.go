@@ -140,9 +140,12 @@ func TestPasteLogin(t *testing.T) {
 				t.Error("there is nothing to wait for")
 			}
 			pasted := form(w.approve(t, l.URL))
-			for _, wrong := range []string{"", "no code", l.URL} {
-				if _, err := l.Finish(t.Context(), wrong); !errors.Is(err, ErrPaste) {
-					t.Errorf("Finish(%q): %v", wrong, err)
+			for wrong, says := range map[string]string{
+				"": "nothing", "no code": "characters", l.URL: "address to open", "http://127.0.0.1/callback?x=y": "no code in it",
+				"http://127.0.0.1/callback?code=ac-1": "cut off", "#": "not a code", strings.Repeat("a", maxPaste+1): "too long",
+			} {
+				if _, err := l.Finish(t.Context(), wrong); !errors.Is(err, ErrPaste) || !strings.Contains(err.Error(), says) {
+					t.Errorf("Finish(%q): %v, want …%s…", wrong, err, says)
 				}
 			}
 			if _, err := l.Finish(t.Context(), "ac-1#"+strings.Repeat("A", 43)); !errors.Is(err, ErrOtherLogin) {

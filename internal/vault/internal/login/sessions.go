@@ -203,7 +203,7 @@ func (s *Sessions) use(uid int, id, code string) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	q, err := parsePaste(code)
+	q, err := n.login.read(code)
 	if err != nil {
 		return nil, Crossing(err)
 	}
