@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -171,6 +172,13 @@ func tap(t testing.TB, h *host, socket string) *relay {
 		}
 	})
 	return r
+}
+
+// connections are those that there have been.
+func (r *relay) connections() []exchanged {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.conns)
 }
 
 // copy forwards one direction, recording before it forwards, and passes the end on.

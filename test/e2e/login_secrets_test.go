@@ -167,7 +167,7 @@ func TestNoSecretOfALoginComesOut(t *testing.T) {
 	never.search(t, "what the proxy was sent", received)
 	crossed := map[string]int{}
 	var rest bytes.Buffer
-	for _, c := range wire.conns {
+	for _, c := range wire.connections() {
 		for _, data := range [][]byte{c.toGuest.bytes(), c.toProxy.bytes()} {
 			for _, frame := range frames(t, data) {
 				eachString(frame, "", func(name, value string) {
@@ -228,7 +228,7 @@ func TestNoSecretOfALoginComesOut(t *testing.T) {
 func frameList(t *testing.T, wire *relay) []any {
 	t.Helper()
 	var list []any
-	for _, c := range wire.conns {
+	for _, c := range wire.connections() {
 		for _, frame := range frames(t, c.toGuest.bytes()) {
 			list = append(list, frame)
 		}
