@@ -154,10 +154,12 @@ func (v *Vault) clientSecret(ctx context.Context, p *provider.Provider) (secret.
 	return s, nil
 }
 
-// storeGrant makes a new login durable. It ends with ctx, which nothing but a time limit should end.
+// storeGrant makes a new login durable. ctx ends the waiting for the login's lock, not a write that has begun.
 func (v *Vault) storeGrant(ctx context.Context, providerName, bucket string, g *grant.Grant) error {
 	it := loginItem(providerName, bucket)
 	return v.underLock(ctx, it, func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lockLimit)
+		defer cancel()
 		if err := v.logins.Write(ctx, it, g.Seal()); err != nil {
 			return hostError(fmt.Errorf("storing the login %s/%s: %w", providerName, bucket, err))
 		}

@@ -56,14 +56,14 @@ func (v *Vault) HasLogin(ctx context.Context, providerName, bucket string) bool 
 
 // storeLogin stores what a session brought and returns it as it may go inside.
 func (v *Vault) storeLogin(ctx context.Context, providerName, bucket string, g *grant.Grant) (*wire.Token, error) {
+	t, err := g.Wire(v.allowedFields(providerName))
+	if err != nil { // it would take the place of one that can be served
+		return nil, notServable(providerName, bucket, err)
+	}
 	if err := v.storeGrant(ctx, providerName, bucket, g); err != nil {
 		return nil, err
 	}
 	v.log.Info("logged in from inside", "provider", providerName, "bucket", bucket)
-	t, err := g.Wire(v.allowedFields(providerName))
-	if err != nil {
-		return nil, notServable(providerName, bucket, err)
-	}
 	return t, nil
 }
 

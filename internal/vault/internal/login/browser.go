@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,11 +33,42 @@ type callback struct {
 	server    *http.Server
 	serving   sync.WaitGroup // one goroutine a listener
 	conns     sync.WaitGroup // one goroutine a connection
+	crowd     crowd
 
 	once     sync.Once     // the first callback that is ours decides
 	answered chan struct{} // closed when that one has its page
 	decided  chan struct{} // closed when that one has come
 }
+
+// maxConns is how many connections a listener keeps open. A browser needs two or three; every process of this machine may
+// open any number, and each takes a file descriptor of the proxy.
+const maxConns = 16
+
+// crowd is the connections of one listener, the oldest first. When there is one too many, the oldest has to go: who only
+// holds the line never keeps out a browser that speaks at once.
+type crowd struct {
+	mu   sync.Mutex
+	open []net.Conn
+}
+
+func (c *crowd) enter(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open = append(c.open, conn)
+	if len(c.open) > maxConns {
+		_ = c.open[0].Close()
+		c.open = slices.Delete(c.open, 0, 1)
+	}
+}
+
+func (c *crowd) leave(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open = slices.DeleteFunc(c.open, func(other net.Conn) bool { return other == conn })
+}
+
+// connKey is the key of a request's connection in its context.
+type connKey struct{}
 
 type outcome struct {
 	grant *grant.Grant
@@ -96,11 +128,16 @@ func (l *Login) serve(listeners []net.Listener) {
 		WriteTimeout:      time.Minute, // a callback is answered after the exchange
 		MaxHeaderBytes:    32 << 10,
 		ErrorLog:          log.New(io.Discard, "", 0), // what browsers do wrong is nothing for the terminal
-		ConnState: func(_ net.Conn, state http.ConnState) {
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, conn)
+		},
+		ConnState: func(conn net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew: // on a goroutine of serving
 				c.conns.Add(1)
+				c.crowd.enter(conn)
 			case http.StateClosed:
+				c.crowd.leave(conn)
 				c.conns.Done()
 			}
 		},
@@ -152,13 +189,14 @@ func (c *callback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		page(w, http.StatusNotFound, "Nothing here", "This address only takes the answer of a login.")
 		return
 	}
-	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && stranger(r.RemoteAddr, local.String()) {
-		page(w, http.StatusForbidden, "Not yours", "This login was begun by another user of this machine.")
-		return
-	}
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil || len(q["state"]) > 1 || !c.login.authorization.Mine(q.Get("state")) {
 		page(w, http.StatusBadRequest, "Not this login", "The answer does not belong to the login that is waiting here. Start again from the terminal.")
+		return
+	}
+	// Behind the state, for this reads the tables of all connections of the machine.
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && stranger(r.RemoteAddr, local.String()) {
+		page(w, http.StatusForbidden, "Not yours", "This login was begun by another user of this machine.")
 		return
 	}
 	first := false
@@ -167,6 +205,7 @@ func (c *callback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		page(w, http.StatusConflict, "Already answered", "This login has been answered before. Look at the terminal.")
 		return
 	}
+	c.crowd.leave(r.Context().Value(connKey{}).(net.Conn)) // this one is not sent away any more
 	close(c.decided)
 	defer close(c.answered)
 	g, err := c.login.client.Exchange(c.login.closing, c.login.authorization, q, c.login.secret)

@@ -105,13 +105,11 @@ func TestCancelDuringTheExchange(t *testing.T) {
 func TestCancelWhileStoring(t *testing.T) {
 	bubble(t, oauthtest.Options{}, 0, func(t *testing.T, x *proxy) {
 		release := make(chan struct{})
+		var waiting context.Context
 		x.storing = func(ctx context.Context) error {
-			select {
-			case <-release:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+			waiting = ctx
+			<-release // a write that has begun
+			return nil
 		}
 		s := x.session(t, FlowPaste)
 		code := x.code(t, s)
@@ -134,6 +132,9 @@ func TestCancelWhileStoring(t *testing.T) {
 		case <-closed:
 			t.Error("Close did not wait for the store")
 		default:
+		}
+		if waiting.Err() == nil {
+			t.Error("whoever still waits for the store's lock does not learn that the proxy ends")
 		}
 		close(release)
 		if err := <-exchanged; err != nil || x.count() != 1 {

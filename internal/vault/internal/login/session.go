@@ -129,10 +129,6 @@ func (s *Sessions) conclude(n *session, g *grant.Grant, err error) {
 	)
 	if err != nil {
 		r.Err = s.crossing(err)
-		if n.polled && r.Err.Code == wire.CodeInternal {
-			// The protocol has these two codes for what becomes of a flow that is polled.
-			r.Err = wire.E(wire.CodeExchangeFailed, r.Err.Message)
-		}
 		if n.polled && r.Err.Code == wire.CodeSessionExpired {
 			why = r.Err
 		}
@@ -144,6 +140,10 @@ func (s *Sessions) conclude(n *session, g *grant.Grant, err error) {
 	}
 	if r.Err != nil {
 		r.Status, r.Token = wire.PollError, nil
+		if n.polled && r.Err.Code == wire.CodeInternal {
+			// The protocol has this code and the one of expiry for what becomes of a flow that is polled.
+			r.Err = wire.E(wire.CodeExchangeFailed, r.Err.Message)
+		}
 	}
 	s.mu.Lock()
 	first := n.phase != over
@@ -186,7 +186,8 @@ func (s *Sessions) isOver(n *session, timedOut bool) bool {
 // errOver: the session ended before its grant could be stored.
 var errOver = errors.New("the session is over")
 
-// keep stores a grant if its session is still wanted. Whoever cancels later finds it stored.
+// keep stores a grant if its session is still wanted. Whoever cancels later finds it stored; the end of the proxy ends the
+// waiting for the store's lock.
 func (s *Sessions) keep(n *session, g *grant.Grant) (*wire.Token, error) {
 	if n.begin.Allowed != nil && !n.begin.Allowed() {
 		return nil, wire.E(wire.CodeUnauthorized, "this login is not allowed any more: nothing was stored")
@@ -199,7 +200,7 @@ func (s *Sessions) keep(n *session, g *grant.Grant) (*wire.Token, error) {
 	}
 	n.phase = storing
 	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(n.ctx), storeLimit)
+	ctx, cancel := context.WithTimeout(n.ctx, storeLimit)
 	defer cancel()
 	return s.store(ctx, n.begin.Provider, n.begin.Bucket, g)
 }

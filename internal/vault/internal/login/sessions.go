@@ -27,8 +27,8 @@ const (
 type SessionsOptions struct {
 	Timeout time.Duration // of a session; 0 is DefaultTimeout
 
-	// Store makes a new login durable and returns what of it may go inside. Its context ends with a limit of its own, not
-	// with the client, the session or the proxy.
+	// Store makes a new login durable and returns what of it may go inside. Its context ends with a limit of its own and with
+	// the proxy, not with the client or the session; a write that has begun should be finished in any case.
 	Store func(ctx context.Context, provider, bucket string, g *grant.Grant) (*wire.Token, error)
 
 	// Failure is what of a failure of Begin.Start, of the flow or of Store may cross the socket. nil, or a nil result, is

@@ -398,7 +398,7 @@ func TestStoreFails(t *testing.T) {
 		s = x.session(t, FlowDevice)
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		wants(t, "device", x.state(t, s).Err, wire.CodeInternal)
+		wants(t, "device", x.state(t, s).Err, wire.CodeExchangeFailed)
 		x.failure = nil
 		s = x.session(t, FlowPaste)
 		_, err = x.Exchange(t.Context(), me, s.ID, x.code(t, s))
