@@ -102,10 +102,10 @@ func parts(t testing.TB, copied string) (code, state string) {
 	return u.Query().Get("code"), u.Query().Get("state")
 }
 
-// wants checks the code of an answer ("" is success) and a part of its text.
+// wants checks the code of an answer ("" is success) and a part of its text, which every failure has.
 func wants(t testing.TB, what string, a answer, code, text string) {
 	t.Helper()
-	if a.Code != code || a.OK != (code == "") || !strings.Contains(a.Error, text) {
+	if a.Code != code || a.OK != (code == "") || a.OK != (a.Error == "") || !strings.Contains(a.Error, text) {
 		t.Errorf("%s: %v (%s), want %q and %q", what, a, a.Error, code, text)
 	}
 }
@@ -136,7 +136,7 @@ func TestLoginIsUsedOnce(t *testing.T) {
 	l := c.begin("paste", "pkce_redirect")
 	wants(t, "poll of a login by pasted code", l.poll(), "INVALID_REQUEST", "oauth_exchange")
 	for _, text := range []string{"two words", "https://login.example/", l.url, "#", "code=", "?error_description=x", "a#b#c", "\u00e9"} {
-		wants(t, "no code: "+text, l.exchange(text), "INVALID_REQUEST", "copy")
+		wants(t, "no code: "+text, l.exchange(text), "INVALID_REQUEST", "")
 	}
 	copied := l.copied(s)
 	a := l.exchange(" \"" + copied + "\" ")
