@@ -118,7 +118,7 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 	running, stop := context.WithCancel(context.Background())
 	p.stop = stop
 	logins := &policy{
-		profile: p.scope.Load, known: p.vault.HasProvider, vault: p.vault, ask: o.Ask, askByDefault: o.AskByDefault, notice: o.Notice, log: o.Logger, ending: running,
+		profile: p.scope.Load, vault: p.vault, ask: o.Ask, askByDefault: o.AskByDefault, notice: o.Notice, log: o.Logger, ending: running,
 	}
 	p.server = server.New(server.Config{
 		Vault:             p.vault,

@@ -37,7 +37,6 @@ const (
 )
 
 var (
-	errUnknown    = wire.E(wire.CodeProviderNotFound, "no provider of this name is configured, and none is built in")
 	errDenied     = wire.E(wire.CodeUnauthorized, "the profile does not allow logins")
 	errNobody     = wire.E(wire.CodeUnauthorized, "the profile wants a person on the host to agree to the login, but nobody can be asked here; log in on the host: credproxy auth login")
 	errRefused    = wire.E(wire.CodeUnauthorized, "a person on the host did not agree to the login")
@@ -50,6 +49,7 @@ var (
 
 // knowledge is what the policy asks of the vault.
 type knowledge interface {
+	CanBegin(provider, flow string) error
 	Terms(provider string) (sentence string, accepted bool)
 	AcceptTerms(provider string) error
 	HasLogin(ctx context.Context, provider, bucket string) bool // true also when the store does not say
@@ -58,8 +58,7 @@ type knowledge interface {
 // policy decides whether a sandbox may begin a login that its profile has room for, and tells the host about it. allow may
 // be called from any goroutine; mu guards what stands below it and is not held while somebody is asked.
 type policy struct {
-	profile      func() *config.Profile     // the current one
-	known        func(provider string) bool // nobody is bothered for what does not exist
+	profile      func() *config.Profile // the current one
 	vault        knowledge
 	ask          func(ctx context.Context, q Question) (bool, error) // nil: nobody can be asked
 	askByDefault bool
@@ -83,13 +82,20 @@ func (p *policy) allow(ctx context.Context, r server.LoginRequest) error {
 		return err
 	}
 	q := Question{Profile: profile.Name, Provider: r.Provider, Bucket: r.Bucket, Flow: flow, Peer: r.Peer}
-	switch {
-	case profile.Login == config.LoginDeny: // the scope did not let it come here, unless it was edited just now
+	if profile.Login == config.LoginDeny { // the scope did not let it come here, unless it was edited just now
 		return errDenied
-	case !p.known(r.Provider):
-		return errUnknown
+	}
+	if err := p.vault.CanBegin(r.Provider, flow); err != nil { // nobody is bothered in vain
+		return err
+	}
+	switch {
 	case profile.Login == config.LoginAsk || profile.Login == config.LoginUnset && p.askByDefault:
-		if err := p.question(ctx, &q); err != nil {
+		err := p.question(ctx, &q)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			p.tell(&p.turned, slog.LevelInfo, "a sandbox no longer wants to log in: the question was withdrawn", q)
+			return err
+		case err != nil:
 			p.tell(&p.turned, slog.LevelWarn, "a sandbox may not log in", q, "reason", err.Error())
 			return err
 		}

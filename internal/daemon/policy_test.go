@@ -34,6 +34,15 @@ func (k *memKnowledge) Terms(provider string) (string, bool) {
 	return k.terms[provider], k.terms[provider] == "" || k.accepted[provider]
 }
 
+var errNothingToBegin = wire.E(wire.CodeProviderNotFound, "no such provider")
+
+func (k *memKnowledge) CanBegin(provider, _ string) error {
+	if provider == "unknown" {
+		return errNothingToBegin
+	}
+	return nil
+}
+
 func (k *memKnowledge) AcceptTerms(provider string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -68,7 +77,6 @@ type host struct {
 func newHost(login config.LoginPolicy, somebody bool) *host {
 	h := &host{know: &memKnowledge{stored: map[string]bool{}, terms: map[string]string{}, accepted: map[string]bool{}}, answer: true, after: time.Second}
 	h.login.Store(login)
-	h.known = func(provider string) bool { return provider != "unknown" }
 	h.vault, h.log = h.know, slog.New(slog.NewTextHandler(&h.out, nil))
 	h.ending, h.end = context.WithCancel(context.Background())
 	h.profile = func() *config.Profile {
@@ -153,7 +161,7 @@ func TestPolicy(t *testing.T) {
 	// Nobody is bothered for what does not exist.
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(config.LoginAsk, true)
-		if err := h.allow(t.Context(), wish("unknown")); err != errUnknown || len(h.asked)+len(h.notices)+h.out.Len() != 0 {
+		if err := h.allow(t.Context(), wish("unknown")); !errors.Is(err, errNothingToBegin) || len(h.asked)+len(h.notices)+h.out.Len() != 0 {
 			t.Errorf("%v, %d questions, %d notices", err, len(h.asked), len(h.notices))
 		}
 	})

@@ -118,11 +118,13 @@ func finish(ctx context.Context, l *flows.Login, face Face, until time.Time) (*g
 	}
 }
 
+var errNoProvider = wire.E(wire.CodeProviderNotFound, "no provider of this name is configured, and none is built in")
+
 // startLogin begins a login to a provider that may be logged in to.
 func (v *Vault) startLogin(ctx context.Context, providerName, flow string) (*flows.Login, error) {
 	p, ok := v.provider(providerName)
 	if !ok {
-		return nil, wire.E(wire.CodeProviderNotFound, "no provider of this name is configured, and none is built in")
+		return nil, errNoProvider
 	}
 	if _, accepted := v.Terms(providerName); !accepted {
 		return nil, wire.E(wire.CodeUnauthorized, "its vendor does not permit such logins, and nobody has agreed on the host yet: credproxy auth login "+

@@ -275,3 +275,58 @@ func TestLoginFromInside(t *testing.T) {
 		}
 	}
 }
+
+// A login that could not be served inside does not take the place of one that can.
+func TestLoginThatCannotGoInside(t *testing.T) {
+	s := newServer(t, oauthtest.Options{})
+	v, logged := newVault(t, s, func(p *config.Provider) { p.Flows = []string{FlowPaste, FlowBrowser} })
+	ctx := context.Background()
+	browser := &person{t: t}
+	paste := func() (*wire.Token, error) {
+		session, err := v.BeginLogin(ctx, 7, "acme", "default", "", nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v.ExchangeLogin(ctx, 7, session.ID, browser.get(session.AuthURL, false))
+	}
+	before, err := paste()
+	if err != nil {
+		t.Fatal(err)
+	}
+	same := oauthtest.Fault{Edit: func(a map[string]any) { a["access_token"] = a["refresh_token"] }}
+	s.Fault(oauthtest.Token, same, 2*sparingMost)
+	for range 2 * sparingMost {
+		if _, err := paste(); code(err) != wire.CodeInternal {
+			t.Fatalf("%v", err)
+		}
+	}
+	if after, err := v.Token(ctx, "acme", "default"); err != nil || after.AccessToken != before.AccessToken {
+		t.Errorf("what was stored before is gone: %v", err)
+	}
+	if n := strings.Count(logged.String(), "level=WARN msg=\"a login that a sandbox began has failed"); n != sparingMost {
+		t.Errorf("%d warnings of %d failures", n, 2*sparingMost)
+	}
+}
+
+func TestCanBegin(t *testing.T) {
+	v, _ := newVault(t, newServer(t, oauthtest.Options{}), nil)
+	for _, c := range []struct {
+		provider, flow string
+		want           wire.Code
+	}{
+		{"acme", "", ""}, {"acme", FlowBrowser, ""}, {"acme", FlowDevice, wire.CodeInvalidRequest},
+		{"qwen", FlowBrowser, wire.CodeInvalidRequest}, {"qwen", "", ""}, {"nobody", "", wire.CodeProviderNotFound},
+	} {
+		if err := v.CanBegin(c.provider, c.flow); code(err) != c.want || err != nil && c.want == "" {
+			t.Errorf("%s %q: %v", c.provider, c.flow, err)
+		}
+	}
+	for range 16 {
+		if _, err := v.BeginLogin(context.Background(), 7, "acme", "default", "", nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := v.CanBegin("acme", ""); code(err) != wire.CodeRateLimited {
+		t.Errorf("with 16 pending: %v", err)
+	}
+}

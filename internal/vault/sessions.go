@@ -3,6 +3,9 @@ package vault
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	flows "github.com/credproxy/credproxy/internal/vault/internal/login"
@@ -22,6 +25,19 @@ func (v *Vault) BeginLogin(ctx context.Context, uid int, providerName, bucket st
 		UID: uid, Provider: providerName, Bucket: bucket, Allowed: allowed, Ended: ended,
 		Start: func(ctx context.Context) (*flows.Login, error) { return v.startLogin(ctx, providerName, name) },
 	})
+}
+
+// CanBegin says what speaks against a login before anybody is bothered with it: that there is no such provider, that it
+// has no such flow (by its name in the configuration, or ""), or that too many logins are pending. Else it is nil.
+func (v *Vault) CanBegin(providerName, flow string) error {
+	p, ok := v.provider(providerName)
+	if !ok {
+		return errNoProvider
+	}
+	if err := flows.Check(p, flow); err != nil {
+		return flows.Crossing(err)
+	}
+	return v.sessions.Room()
 }
 
 // ExchangeLogin ends a login with the code that the person pasted. The exchange goes on when ctx ends.
@@ -67,12 +83,35 @@ func (v *Vault) storeLogin(ctx context.Context, providerName, bucket string, g *
 	return t, nil
 }
 
+// sparing counts what happens, to let the first few of each minute through.
+type sparing struct {
+	mu   sync.Mutex
+	from time.Time
+	n    int
+}
+
+const sparingMost = 10
+
+func (s *sparing) room(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.from) >= time.Minute {
+		s.from, s.n = now, 0
+	}
+	s.n++
+	return s.n <= sparingMost
+}
+
 // loginFailure is what a sandbox is told of a login that failed. The host's log has the rest.
 func (v *Vault) loginFailure(err error) *wire.Error {
 	if coded, ok := err.(*wire.Error); ok {
 		return coded
 	}
-	v.log.Warn("a login that a sandbox began has failed", "error", err)
+	level := slog.LevelWarn
+	if !v.failures.room(time.Now()) { // a sandbox can fail as often as it likes
+		level = slog.LevelDebug
+	}
+	v.log.Log(context.Background(), level, "a login that a sandbox began has failed", "error", err)
 	if coded, ok := errors.AsType[*wire.Error](err); ok { // the store's trouble; what it wraps may look like the provider's
 		return coded
 	}

@@ -55,6 +55,7 @@ type Vault struct {
 	providers atomic.Pointer[map[string]*provider.Provider]
 	client    *provider.Client
 	sessions  *flows.Sessions // the logins that a sandbox has begun
+	failures  sparing         // of those, in the log
 	created   atomic.Int64    // bytes of new logins that SaveToken has stored
 	round     atomic.Uint64   // see served; 0 while nothing is renewed
 	log       *slog.Logger
@@ -159,12 +160,6 @@ func (v *Vault) provider(name string) (*provider.Provider, bool) {
 		return p, true
 	}
 	return provider.Builtin(name)
-}
-
-// HasProvider reports whether a provider of this name is configured or built in.
-func (v *Vault) HasProvider(name string) bool {
-	_, ok := v.provider(name)
-	return ok
 }
 
 // allowedFields are the members of a provider's answer that may go inside.

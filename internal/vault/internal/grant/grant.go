@@ -184,6 +184,15 @@ func (g *Grant) WithoutSaved() *Grant {
 	return &without
 }
 
+// WithoutFieldsOf returns the grant without the fields that hold one of the secrets: a provider that repeats what it was sent.
+func (g *Grant) WithoutFieldsOf(secrets ...secret.String) *Grant {
+	without := *g
+	without.Fields = slices.DeleteFunc(slices.Clone(g.Fields), func(f wire.Field) bool {
+		return slices.ContainsFunc(secrets, func(s secret.String) bool { return holds(f.Value, s) })
+	})
+	return &without
+}
+
 // holds reports whether a JSON value has the secret in it, however it is escaped. A needle of a few characters would match
 // by chance; providers' refresh tokens have dozens.
 func holds(value json.RawMessage, s secret.String) bool {

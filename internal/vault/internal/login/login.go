@@ -65,6 +65,33 @@ func (Login) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
 func (Login) LogValue() slog.Value         { return slog.StringValue(redacted) }
 func (Login) MarshalJSON() ([]byte, error) { return nil, secret.ErrMarshal }
 
+// Check says what can be said of a wanted flow before anybody is asked: a *NoFlowError, or nil, also where the provider's
+// metadata has to tell.
+func Check(p *provider.Provider, flow string) error {
+	if p.Issuer != "" {
+		return nil
+	}
+	_, err := choose(p, flow)
+	return err
+}
+
+// choose returns the wanted flow, or all that the provider has, in its order.
+func choose(p *provider.Provider, wanted string) ([]string, error) {
+	var have []string
+	for _, flow := range p.Flows {
+		if p.Supports(flow) && !slices.Contains(have, flow) {
+			have = append(have, flow)
+		}
+	}
+	switch {
+	case len(have) == 0, wanted != "" && !slices.Contains(have, wanted):
+		return nil, &NoFlowError{Provider: p.Name, Flow: wanted, Have: have}
+	case wanted != "":
+		return []string{wanted}, nil
+	}
+	return have, nil
+}
+
 // Start begins a login. Its owner calls Close in any case. ctx is for the requests that the beginning takes (a device
 // code, or finding the provider's endpoints), not for the login.
 //
@@ -75,18 +102,9 @@ func Start(ctx context.Context, c *provider.Client, r Request) (*Login, error) {
 	if err != nil {
 		return nil, err
 	}
-	var have []string
-	for _, flow := range p.Flows {
-		if p.Supports(flow) && !slices.Contains(have, flow) {
-			have = append(have, flow)
-		}
-	}
-	wanted := have
-	if r.Flow != "" {
-		wanted = []string{r.Flow}
-	}
-	if len(have) == 0 || !slices.Contains(have, wanted[0]) {
-		return nil, &NoFlowError{Provider: p.Name, Flow: r.Flow, Have: have}
+	wanted, err := choose(p, r.Flow)
+	if err != nil {
+		return nil, err
 	}
 	for _, flow := range wanted {
 		if errors.Is(err, ErrPortTaken) && flow == FlowPaste && slices.Contains(p.Redirects(), p.PasteRedirect()) {

@@ -123,15 +123,18 @@ func (s *Sessions) Begin(ctx context.Context, b Begin) (*wire.Session, error) {
 	return answer, nil
 }
 
-// reserve takes a place for a session and counts the beginning as work.
-func (s *Sessions) reserve(b Begin) (*session, error) {
+// Room reports whether a session could begin now.
+func (s *Sessions) Room() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
+	return s.roomLocked(time.Now())
+}
+
+func (s *Sessions) roomLocked(now time.Time) error {
 	s.expireLocked(now)
 	switch {
 	case s.closed:
-		return nil, errEnding()
+		return errEnding()
 	case len(s.live) >= MaxPending:
 		e := wire.E(wire.CodeRateLimited, "too many logins are pending here: finish or cancel one of them")
 		oldest := s.timeout
@@ -139,7 +142,18 @@ func (s *Sessions) reserve(b Begin) (*session, error) {
 			oldest = min(oldest, n.ends.left(now))
 		}
 		e.RetryAfter = int(min(max(1, math.Ceil(oldest.Seconds())), maxRetryAfter))
-		return nil, e
+		return e
+	}
+	return nil
+}
+
+// reserve takes a place for a session and counts the beginning as work.
+func (s *Sessions) reserve(b Begin) (*session, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if err := s.roomLocked(now); err != nil {
+		return nil, err
 	}
 	n := newSession(s.ending, b, newDeadline(now, s.timeout))
 	s.live = append(s.live, n)

@@ -176,7 +176,11 @@ func (c *Client) exchange(ctx context.Context, p *Provider, code, redirect strin
 	if r.status/100 != 2 {
 		return nil, p.refused(r, false)
 	}
-	return p.parse(Answer{r.body, r.sent}, nil, false)
+	g, err := p.parse(Answer{r.body, r.sent}, nil, false)
+	if err != nil {
+		return nil, err
+	}
+	return g.WithoutFieldsOf(verifier), nil
 }
 
 // code is the authorization code of q, if q is this login's and holds one.

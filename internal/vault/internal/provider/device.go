@@ -160,7 +160,11 @@ func (c *Client) PollDevice(ctx context.Context, l *Device, clientSecret secret.
 	if r.status/100 != 2 || text(decode(r.body)["access_token"]) == "" {
 		return nil, p.notYet(r)
 	}
-	return p.parse(Answer{r.body, r.sent}, nil, false)
+	g, err := p.parse(Answer{r.body, r.sent}, nil, false)
+	if err != nil {
+		return nil, err
+	}
+	return g.WithoutFieldsOf(l.code, l.verifier), nil
 }
 
 // pollDeviceAuth is PollDevice with dialect.DeviceAuth.

@@ -2,6 +2,7 @@ package provider
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -269,4 +270,44 @@ func TestDeadRefreshTokens(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What a provider repeats of a login's secrets does not become a field, which could go inside.
+func TestRepeatedSecrets(t *testing.T) {
+	repeat := func(w *world) {
+		w.s.Fault(oauthtest.Token, oauthtest.Fault{Edit: func(a map[string]any) {
+			sent := w.s.Requests(oauthtest.Token)
+			q := sent[len(sent)-1].Params
+			a["project_id"], a["resource_url"] = "of "+q.Get("code_verifier")+q.Get("device_code"), "portal.example"
+		}}, 1)
+	}
+	check := func(t *testing.T, g *grant.Grant, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, f := range g.Fields {
+			names = append(names, f.Name)
+		}
+		if slices.Contains(names, "project_id") || !slices.Contains(names, "resource_url") {
+			t.Errorf("the fields are %q", names)
+		}
+	}
+	withVendors(t, "browser", func(t *testing.T, w *world) {
+		_, exchange := w.begin(t)
+		repeat(w)
+		g, err := exchange()
+		check(t, g, err)
+	})
+	withVendors(t, "device", func(t *testing.T, w *world) {
+		l, err := w.c.StartDevice(t.Context(), w.p, w.secret())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(l.Interval)
+		repeat(w)
+		g, err := w.c.PollDevice(t.Context(), l, w.secret())
+		check(t, g, err)
+	})
 }
