@@ -38,6 +38,12 @@ func FlowNamed(f wire.FlowType) (string, error) {
 // ProviderError is a provider's refusal or failure, as it may be shown to a person.
 type ProviderError = provider.Error
 
+// PortError: there can be no listener for the browser.
+type PortError = flows.ListenError
+
+// NoFlowError: the provider cannot be logged in to by the wanted flow, or by any.
+type NoFlowError = flows.NoFlowError
+
 // Face is how a login talks to the person. Its methods are called one after the other, by the goroutine that logs in. An
 // error of one ends the login.
 type Face interface {

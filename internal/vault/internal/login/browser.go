@@ -95,6 +95,7 @@ func (l *Login) startBrowser(ctx context.Context, p *provider.Provider) error {
 // its port. The error is a *ListenError.
 func listenFirst(providerName string, redirects []string) ([]net.Listener, string, error) {
 	var failed *ListenError
+	var tried []string
 	for _, address := range redirects {
 		u, err := url.Parse(address)
 		if err != nil {
@@ -105,10 +106,12 @@ func listenFirst(providerName string, redirects []string) ([]net.Listener, strin
 			u.Host = net.JoinHostPort(u.Hostname(), port)
 			return listeners, u.String(), nil
 		}
+		tried = append(tried, u.Host)
 		failed = &ListenError{Provider: providerName, Address: u.Host, Err: err, taken: errors.Is(err, syscall.EADDRINUSE)}
 		if !failed.taken {
-			break
+			return nil, "", failed
 		}
+		failed.Address = strings.Join(tried, ", ")
 	}
 	return nil, "", failed
 }

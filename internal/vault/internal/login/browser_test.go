@@ -177,6 +177,11 @@ func TestPathIsTheSecretWithoutState(t *testing.T) {
 			t.Errorf("%s: HTTP %d", name, status)
 		}
 	}
+	pasting := w.start(t, FlowPaste) // the address of another login
+	defer pasting.Close()
+	if _, err := pasting.Finish(t.Context(), callback+"?code=test-code-1"); !errors.Is(err, ErrOtherLogin) || w.server.Calls(oauthtest.Token) != 0 {
+		t.Errorf("pasted into another login: %v", err)
+	}
 	w.server.Fault(oauthtest.Token, oauthtest.Fault{
 		Status: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: new(`{"key":"test-minted-key-1"}`),
 	}, 1)
@@ -411,7 +416,7 @@ func TestSecondPort(t *testing.T) {
 		t.Errorf("redirect %s", redirect)
 	}
 	_, _, err = listenFirst("acme", []string{"http://" + first + "/cb", redirect})
-	if !errors.Is(err, ErrPortTaken) || !strings.Contains(err.Error(), u.Port()) {
+	if !errors.Is(err, ErrPortTaken) || !strings.Contains(err.Error(), first+", localhost:"+u.Port()) {
 		t.Errorf("both taken: %v", err)
 	}
 	// Only a taken port is a reason to try the next.

@@ -65,17 +65,27 @@ func (e *NoFlowError) Error() string {
 // ListenError: there can be no listener for the browser. It is ErrPortTaken when that is the reason.
 type ListenError struct {
 	Provider string
-	Address  string // host:port; of the last that was tried
+	Address  string // host:port; if several are taken, all of them, with commas between
 	Err      error
 	taken    bool
+
+	Instead []string // the provider's flows that need no port here
 }
 
 func (e *ListenError) Error() string {
 	text := "provider " + e.Provider + ": listening on " + e.Address + " for the browser: " + e.Err.Error()
 	if e.taken {
-		text += "; end the program that listens there, or choose another flow (--flow)"
+		text += "; end the program that listens there" + e.orAsk()
 	}
 	return text
+}
+
+// orAsk is the end of a sentence: what else could be done.
+func (e *ListenError) orAsk() string {
+	if len(e.Instead) == 0 {
+		return ""
+	}
+	return ", or ask for another flow: " + bothNames(e.Instead)
 }
 
 func (e *ListenError) Unwrap() error { return e.Err }
@@ -96,7 +106,7 @@ func WireFlow(flow string) wire.FlowType { return wireFlows[flow] }
 // that say what to do. It is nil for an error that is not a login's.
 func Crossing(err error) *wire.Error {
 	noFlow, isNoFlow := errors.AsType[*NoFlowError](err)
-	_, isListen := errors.AsType[*ListenError](err)
+	listen, isListen := errors.AsType[*ListenError](err)
 	failed, isProvider := errors.AsType[*provider.Error](err)
 	switch {
 	case err == nil:
@@ -109,9 +119,9 @@ func Crossing(err error) *wire.Error {
 	case isNoFlow:
 		return wire.E(wire.CodeInvalidRequest, noFlow.crossing())
 	case errors.Is(err, ErrPortTaken):
-		return wire.E(wire.CodeInternal, "the port on the host to which the provider sends the browser is taken: end the program that listens there, or ask for another flow")
+		return wire.E(wire.CodeInternal, "the port on the host to which the provider sends the browser is taken: end the program that listens there"+listen.orAsk())
 	case isListen:
-		return wire.E(wire.CodeInternal, "the host cannot listen for the browser: ask for another flow, or look at the provider's redirect_url in the host's configuration")
+		return wire.E(wire.CodeInternal, "the host cannot listen for the browser: look at the provider's redirect_url in the host's configuration"+listen.orAsk())
 	case errors.Is(err, ErrExpired):
 		return wire.E(wire.CodeSessionExpired, ErrExpired.Error())
 	case errors.Is(err, ErrTimeout):
@@ -130,27 +140,38 @@ func (e *NoFlowError) crossing() string {
 	if len(e.Have) == 0 {
 		return "the provider has no flow to log in by: its description in the host's configuration needs authorize_url, device_url or issuer"
 	}
-	var have []string
-	for _, flow := range e.Have {
-		have = append(have, string(wireFlows[flow])+" ("+flow+")")
-	}
 	text := "the provider has no such flow"
 	if f, ok := wireFlows[e.Flow]; ok {
 		text = "the provider has no flow " + string(f) + " (" + e.Flow + ")"
 	}
-	return text + "; it has " + strings.Join(have, ", ")
+	return text + "; it has " + bothNames(e.Have)
+}
+
+// bothNames lists flows as the protocol and as the command line calls them.
+func bothNames(flows []string) string {
+	var names []string
+	for _, flow := range flows {
+		names = append(names, string(wireFlows[flow])+" ("+flow+")")
+	}
+	return strings.Join(names, ", ")
 }
 
 // crossingOf takes from a provider's failure its kind, its code if that decides what to do, and its reason, which is a
 // constant of package provider.
 func crossingOf(e *provider.Error) *wire.Error {
+	if e.NoSecret() {
+		return wire.E(wire.CodeInternal, "the client secret of this provider is not stored on the host: credproxy auth login there says where it is to be had and how to store it")
+	}
 	switch e.Kind {
 	case provider.Denied:
 		return wire.E(wire.CodeExchangeFailed, "the provider says that the login was not allowed: begin it again and allow it on the provider's page")
 	case provider.Expired:
 		return wire.E(wire.CodeSessionExpired, ErrExpired.Error())
 	case provider.Transient, provider.Pending, provider.SlowDown:
-		return wire.E(wire.CodeInternal, "the provider cannot be reached, or cannot answer now: try again in a minute")
+		if e.Status == 0 && e.Code == "" {
+			return wire.E(wire.CodeInternal, "the provider cannot be reached: try again in a minute")
+		}
+		return wire.E(wire.CodeInternal, "the provider cannot answer now: try again in a minute")
 	}
 	switch e.Code {
 	case "invalid_grant":
@@ -164,7 +185,7 @@ func crossingOf(e *provider.Error) *wire.Error {
 	if reason := e.Reason(); reason != "" {
 		text += ": " + reason
 	}
-	return wire.E(wire.CodeExchangeFailed, text+"; begin it again, or credproxy auth login on the host, which says more")
+	return wire.E(wire.CodeExchangeFailed, text)
 }
 
 // cancelled is the answer about a login that oauth_cancel has ended.

@@ -107,7 +107,7 @@ func Start(ctx context.Context, c *provider.Client, r Request) (*Login, error) {
 		return nil, err
 	}
 	for _, flow := range wanted {
-		if errors.Is(err, ErrPortTaken) && flow == FlowPaste && slices.Contains(p.Redirects(), p.PasteRedirect()) {
+		if errors.Is(err, ErrPortTaken) && samePort(p, flow) {
 			continue // whoever has the port would get the code
 		}
 		l := &Login{Flow: flow, client: c, secret: r.Secret}
@@ -128,7 +128,16 @@ func Start(ctx context.Context, c *provider.Client, r Request) (*Login, error) {
 			break
 		}
 	}
+	if failed, ok := errors.AsType[*ListenError](err); ok {
+		have, _ := choose(p, "")
+		failed.Instead = slices.DeleteFunc(have, func(flow string) bool { return flow == FlowBrowser || samePort(p, flow) })
+	}
 	return nil, err
+}
+
+// samePort reports whether a login by pasted code sends the browser to where FlowBrowser would listen.
+func samePort(p *provider.Provider, flow string) bool {
+	return flow == FlowPaste && slices.Contains(p.Redirects(), p.PasteRedirect())
 }
 
 // Wait returns the grant once the person has done their part elsewhere: with FlowDevice it polls the provider, with

@@ -2,6 +2,7 @@ package login
 
 import (
 	"context"
+	"crypto/subtle"
 	"net/url"
 	"strings"
 
@@ -35,10 +36,23 @@ func (l *Login) Finish(ctx context.Context, pasted string) (*grant.Grant, error)
 // send back (RFC 6749 section 4.1.2), unless its end is missing, and with it perhaps the end of the code.
 func (l *Login) read(pasted string) (url.Values, error) {
 	q, err := parsePaste(pasted)
-	if err == nil && isAddress(unwrap(pasted)) && !q.Has("state") && !l.authorization.Mine("") {
-		return nil, errCutOff
+	if s := unwrap(pasted); err == nil && isAddress(s) {
+		switch stateless := l.authorization.Mine(""); {
+		case stateless && !l.leads(s):
+			return nil, ErrOtherLogin
+		case !stateless && !q.Has("state"):
+			return nil, errCutOff
+		}
 	}
 	return q, err
+}
+
+// leads reports whether an address is the one that this login's browser is sent to. Without a state its path is what tells
+// logins apart.
+func (l *Login) leads(address string) bool {
+	u, err := url.Parse(address)
+	want, err2 := url.Parse(l.authorization.Redirect)
+	return err == nil && err2 == nil && subtle.ConstantTimeCompare([]byte(u.Path), []byte(want.Path)) == 1
 }
 
 // finish exchanges what read found.

@@ -233,8 +233,8 @@ func TestCrossing(t *testing.T) {
 		"no such flow":          {&NoFlowError{"acme", FlowDevice, []string{FlowPaste, FlowBrowser}}, wire.CodeInvalidRequest, "pkce_redirect (paste), browser_redirect (browser)"},
 		"a flow nobody knows":   {&NoFlowError{"acme", "\x1b[31m", []string{FlowPaste}}, wire.CodeInvalidRequest, "no such flow; it has pkce_redirect (paste)"},
 		"no flow":               {&NoFlowError{"acme", "", nil}, wire.CodeInvalidRequest, "authorize_url"},
-		"the port is taken":     {&ListenError{"acme", "localhost:1455", errors.New("x"), true}, wire.CodeInternal, "is taken"},
-		"a port is not allowed": {&ListenError{"acme", "localhost:80", errors.New("x"), false}, wire.CodeInternal, "redirect_url"},
+		"the port is taken":     {&ListenError{"acme", "localhost:1455", errors.New("x"), true, []string{FlowDevice}}, wire.CodeInternal, "or ask for another flow: device_code (device)"},
+		"a port is not allowed": {&ListenError{"acme", "localhost:80", errors.New("x"), false, nil}, wire.CodeInternal, "redirect_url"},
 		"too late":              {context.DeadlineExceeded, wire.CodeInternal, "try again"},
 	} {
 		e := Crossing(c.err)

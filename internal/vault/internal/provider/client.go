@@ -114,7 +114,7 @@ func (c *Client) Revoke(ctx context.Context, p *Provider, token secret.String, h
 	req := request{
 		endpoint:  p.RevokeURL,
 		params:    url.Values{"token": {token.Reveal()}},
-		json:      p.inJSON(d.JSON),
+		json:      d.JSON, // RFC 7009 has forms; the description's encoding is that of token requests
 		anonymous: d.TokenOnly || d.RefreshClient && hint != "refresh_token",
 		secret:    clientSecret,
 	}

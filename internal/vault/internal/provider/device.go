@@ -77,7 +77,7 @@ func (c *Client) StartDevice(ctx context.Context, p *Provider, clientSecret secr
 	if d.RequestID != "" {
 		header.Set(d.RequestID, NewUUID())
 	}
-	r, err := c.post(ctx, p, request{endpoint: p.DeviceURL, params: params, json: d.Auth != nil || p.Encoding == "json", header: header, secret: clientSecret})
+	r, err := c.post(ctx, p, request{endpoint: p.DeviceURL, params: params, json: d.Auth != nil, header: header, secret: clientSecret})
 	if err != nil {
 		return nil, err
 	}

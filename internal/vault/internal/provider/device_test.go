@@ -126,7 +126,7 @@ func TestDeviceRefusals(t *testing.T) {
 	}{
 		{"oauth2", `400 {"error":"invalid_client"}`, Refused, "(invalid_client, HTTP 400)"},
 		{"oauth2", `400 {"error":"invalid_scope","error_description":"test-canary"}`, Refused, "(invalid_scope, HTTP 400)"},
-		{"github", `{"error":"device_flow_disabled","error_description":"test-canary"}`, Unclear, "(device_flow_disabled)"},
+		{"github", `{"error":"device_flow_disabled","error_description":"test-canary"}`, Refused, "(device_flow_disabled)"},
 		{"oauth2", `404 test-canary`, Unclear, "HTTP 404"},
 		{"oauth2", `302 {}`, Malformed, "redirect"},
 		{"oauth2", `503 test-canary`, Transient, "HTTP 503"},
@@ -208,8 +208,8 @@ func TestPollAnswers(t *testing.T) {
 		{"oauth2", `{"access_token":null,"error":"authorization_pending"}`, Pending, 0},
 
 		{"github", `{"error":"slow_down","error_description":"Too many requests","interval":10}`, SlowDown, 10 * time.Second},
-		{"github", `{"error":"incorrect_device_code"}`, Unclear, 0},
-		{"github", `{"error":"device_flow_disabled"}`, Unclear, 0},
+		{"github", `{"error":"incorrect_device_code"}`, Refused, 0},
+		{"github", `{"error":"device_flow_disabled"}`, Refused, 0},
 
 		{"qwen", `401 {"error":"invalid_client"}`, Expired, 0},
 		{"qwen", `401 test-canary`, Expired, 0},

@@ -101,6 +101,12 @@ func (p *Provider) failure(status int, body []byte, refreshing bool) *Error {
 		e.Kind, e.Code, e.reason = Malformed, "", "it answered with a redirect, which is not followed"
 	case slices.Contains(clientCodes, code):
 		refuse(false)
+	case code == "device_flow_disabled": // this and the next are GitHub's
+		refuse(false)
+		e.reason = "it does not let this client log in by device code"
+	case code == "incorrect_device_code":
+		refuse(false)
+		e.reason = "it does not know the device code"
 	case code == "invalid_grant", slices.Contains(d.DeadCodes, code), slices.Contains(d.DeadStatuses, status):
 		refuse(true)
 	case code == "invalid_request", status == http.StatusUnauthorized:

@@ -78,4 +78,10 @@ func networkError(err error) error {
 	return errors.New("what came back is not HTTP as it should be")
 }
 
-var errTimeout = fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
+// timeoutError is context.DeadlineExceeded in words for people.
+type timeoutError struct{}
+
+func (timeoutError) Error() string        { return "no answer in time" }
+func (timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
+
+var errTimeout error = timeoutError{}

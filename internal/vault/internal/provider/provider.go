@@ -212,8 +212,13 @@ func (p *Provider) MissingSecret() error {
 	if source := p.dialect().SecretSource; source != "" && p.builtin {
 		hint = "; " + source + hint
 	}
-	return &Error{Kind: Refused, Provider: p.Name, reason: "its client secret is not stored", hint: hint}
+	return &Error{Kind: Refused, Provider: p.Name, reason: noSecret, hint: hint}
 }
+
+const noSecret = "its client secret is not stored"
+
+// NoSecret reports whether a request was not even sent, for want of the client secret ([Provider.MissingSecret]).
+func (e *Error) NoSecret() bool { return e.reason == noSecret }
 
 // keeps reports whether a member of an answer is kept in the grant.
 func (p *Provider) keeps(field string) bool { return slices.Contains(p.Fields, field) }
