@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,7 +38,7 @@ const (
 )
 
 var (
-	errDenied     = wire.E(wire.CodeUnauthorized, "the profile does not allow logins")
+	errDenied     = wire.E(wire.CodeUnauthorized, "the profile does not allow logging in from a sandbox")
 	errNobody     = wire.E(wire.CodeUnauthorized, "the profile wants a person on the host to agree to the login, but nobody can be asked here; log in on the host: credproxy auth login")
 	errRefused    = wire.E(wire.CodeUnauthorized, "a person on the host did not agree to the login")
 	errQuiet      = wire.E(wire.CodeUnauthorized, "a person on the host did not agree to a login a moment ago; nobody is asked again for a minute")
@@ -96,6 +97,7 @@ func (p *policy) allow(ctx context.Context, r server.LoginRequest) error {
 			p.tell(&p.turned, slog.LevelInfo, "a sandbox no longer wants to log in: the question was withdrawn", q)
 			return err
 		case err != nil:
+			err = naming(err, q)
 			p.tell(&p.turned, slog.LevelWarn, "a sandbox may not log in", q, "reason", err.Error())
 			return err
 		}
@@ -106,6 +108,19 @@ func (p *policy) allow(ctx context.Context, r server.LoginRequest) error {
 		p.notice(q)
 	}
 	return nil
+}
+
+// naming completes a text that ends with the command by which the login could be made on the host.
+func naming(err error, q Question) error {
+	e, ok := errors.AsType[*wire.Error](err)
+	if !ok || !strings.HasSuffix(e.Message, "credproxy auth login") {
+		return err
+	}
+	name := q.Provider
+	if q.Bucket != wire.DefaultBucket {
+		name += "/" + q.Bucket
+	}
+	return wire.E(e.Code, e.Message+" "+name)
 }
 
 // question puts q, completed, to the person on the host, if it is the time for that. Without an error they have agreed.

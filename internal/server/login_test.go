@@ -216,6 +216,11 @@ func TestLoginAgreed(t *testing.T) {
 	if a := c.ask("oauth_initiate", `{"provider":"new"}`); a.Code != "UNAUTHORIZED" || len(asked) != 0 {
 		t.Errorf("outside the scope: %+v, asked %d times", a, len(asked))
 	}
+	p.scope.Store(&scope{ops: []string{"get_token"}})
+	if a := c.ask("oauth_initiate", `{"provider":"new"}`); a.Error != errLogin.Message || len(asked) != 0 {
+		t.Errorf("without logins: %+v, asked %d times", a, len(asked))
+	}
+	p.scope.Store(&scope{buckets: []string{"new/work"}})
 	for _, tt := range []struct {
 		answer error
 		want   string

@@ -17,6 +17,7 @@ import (
 
 var (
 	errOperation = wire.E(wire.CodeUnauthorized, "the profile does not allow this operation")
+	errLogin     = wire.E(wire.CodeUnauthorized, "the profile does not allow logging in from a sandbox")
 	errProvider  = wire.E(wire.CodeUnauthorized, "the profile does not allow this provider or bucket")
 	errKey       = wire.E(wire.CodeUnauthorized, "the profile does not allow this key")
 
@@ -31,6 +32,9 @@ var (
 // allowed says why scope does not cover the request, or nil.
 func allowed(scope Scope, req *wire.Request) *wire.Error {
 	if scope == nil || !scope.AllowsOperation(string(req.Op)) {
+		if req.Op == wire.OpOAuthInitiate {
+			return errLogin
+		}
 		return errOperation
 	}
 	switch req.Op {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/url"
 	"time"
 
 	"github.com/credproxy/credproxy/internal/config"
@@ -69,30 +71,52 @@ func (v *Vault) Login(ctx context.Context, providerName, bucket string, o LoginO
 	if !wire.ValidName(bucket) {
 		return wire.E(wire.CodeInvalidRequest, "a bucket's name has 1 to 64 characters of A-Z a-z 0-9 . _ -")
 	}
+	log, begun := v.log.With("provider", providerName, "bucket", bucket), time.Now()
+	took := func() time.Duration { return time.Since(begun).Round(time.Millisecond) }
+	log.Debug("a login begins", "wanted", o.Flow)
 	l, err := v.startLogin(ctx, providerName, o.Flow)
 	if err != nil {
+		log.Debug("the login could not begin", "took", took(), "error", err)
 		return err
 	}
 	defer l.Close()
+	log = log.With("flow", l.Flow)
+	log.Debug("the provider's page is shown", "at", host(l.URL), "took", took())
 	limit := v.loginTimeout
 	if l.Lifetime > 0 {
 		limit = min(limit, l.Lifetime)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, flows.ErrTimeout)
 	defer cancel()
-	g, err := finish(ctx, l, o.Face, time.Now().Add(limit))
+	g, err := finish(ctx, l, o.Face, time.Now().Add(limit), log)
 	if err != nil {
+		log.Debug("the login has failed", "took", took(), "error", err)
 		return err
 	}
+	log.Debug("the provider has issued the login", "took", took())
 	// The person is waiting, but a login that the provider has issued is stored even if they go away now.
-	return v.storeGrant(context.WithoutCancel(ctx), providerName, bucket, g)
+	if err := v.storeGrant(context.WithoutCancel(ctx), providerName, bucket, g); err != nil {
+		log.Debug("the login could not be stored", "took", took(), "error", err)
+		return err
+	}
+	log.Debug("the login is stored", "took", took())
+	return nil
+}
+
+// host is the part of an address that can be logged: there are secrets behind it.
+func host(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return u.Host
 }
 
 // maxPastes is how often a code is asked for, as package client does: a face that answers by itself would go on forever.
 const maxPastes = 10
 
 // finish shows the login to the person and waits for its end.
-func finish(ctx context.Context, l *flows.Login, face Face, until time.Time) (*grant.Grant, error) {
+func finish(ctx context.Context, l *flows.Login, face Face, until time.Time, log *slog.Logger) (*grant.Grant, error) {
 	switch l.Flow {
 	case FlowDevice:
 		if err := face.ShowCode(ctx, l.URL, l.URLComplete, l.UserCode); err != nil {
@@ -104,6 +128,7 @@ func finish(ctx context.Context, l *flows.Login, face Face, until time.Time) (*g
 		}
 	}
 	if l.Flow != FlowPaste {
+		log.Debug("waiting for the person in the browser", "until", until.Format(time.TimeOnly))
 		face.Waiting(until)
 		return l.Wait(ctx)
 	}
@@ -116,6 +141,7 @@ func finish(ctx context.Context, l *flows.Login, face Face, until time.Time) (*g
 			}
 			return nil, err
 		}
+		log.Debug("the person has pasted something", "time", asked, "bytes", len(pasted))
 		g, err := l.Finish(ctx, pasted)
 		if asked == maxPastes || !errors.Is(err, flows.ErrPaste) && !errors.Is(err, flows.ErrOtherLogin) {
 			return g, err
