@@ -162,6 +162,7 @@ func (p *Proxy) edited(c *config.Config) {
 	}
 	p.scope.Store(profile)
 	p.vault.SetProviders(c)
+	p.vault.ReviewLogins()
 	p.log.Info("the configuration was edited: applied", "file", c.Path, "profile", p.profile)
 }
 

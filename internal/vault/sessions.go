@@ -60,6 +60,9 @@ func (v *Vault) LoginOf(sessionID string) (providerName, bucket string, ok bool)
 	return v.sessions.Of(sessionID)
 }
 
+// ReviewLogins ends the logins of sandboxes that are not allowed any more, for when a profile has been edited.
+func (v *Vault) ReviewLogins() { v.sessions.Review() }
+
 // EndLogins cancels the logins that sandboxes have begun and waits for those that are being stored. No other begins.
 func (v *Vault) EndLogins() { v.sessions.Close() }
 

@@ -106,6 +106,7 @@ func Start(ctx context.Context, c *provider.Client, r Request) (*Login, error) {
 	if err != nil {
 		return nil, err
 	}
+	var taken error
 	for _, flow := range wanted {
 		if errors.Is(err, ErrPortTaken) && samePort(p, flow) {
 			continue // whoever has the port would get the code
@@ -125,8 +126,12 @@ func Start(ctx context.Context, c *provider.Client, r Request) (*Login, error) {
 		}
 		l.close()
 		if !errors.Is(err, ErrPortTaken) {
+			if taken != nil {
+				err = fmt.Errorf("%w; and by %s instead: %w", taken, flow, err)
+			}
 			break
 		}
+		taken = err
 	}
 	if failed, ok := errors.AsType[*ListenError](err); ok {
 		have, _ := choose(p, "")

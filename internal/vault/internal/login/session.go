@@ -120,7 +120,7 @@ func (s *Sessions) takePasted(ctx context.Context, n *session) (*grant.Grant, er
 // conclude stores the grant, if there is one, and ends the session, unless something else has ended it.
 func (s *Sessions) conclude(n *session, g *grant.Grant, err error) {
 	if err != nil && s.isOver(n, errors.Is(err, ErrTimeout)) {
-		s.tellExpired(n)
+		s.tellWhy(n)
 		return
 	}
 	var (
@@ -133,7 +133,7 @@ func (s *Sessions) conclude(n *session, g *grant.Grant, err error) {
 			why = r.Err
 		}
 	} else if r.Token, err = s.keep(n, g); errors.Is(err, errOver) {
-		s.tellExpired(n)
+		s.tellWhy(n)
 		return
 	} else if err != nil {
 		r.Err = s.crossing(err)
@@ -156,12 +156,12 @@ func (s *Sessions) conclude(n *session, g *grant.Grant, err error) {
 	}
 }
 
-// tellExpired says so of a session that is over, if that is why.
-func (s *Sessions) tellExpired(n *session) {
+// tellWhy says why a session is over that something else has ended, unless that was its client.
+func (s *Sessions) tellWhy(n *session) {
 	s.mu.Lock()
 	why := n.why
 	s.mu.Unlock()
-	if why != nil && why.Code == wire.CodeSessionExpired {
+	if why != nil && why.Code != wire.CodeSessionNotFound {
 		n.tell(why)
 	}
 }
@@ -190,7 +190,7 @@ var errOver = errors.New("the session is over")
 // waiting for the store's lock.
 func (s *Sessions) keep(n *session, g *grant.Grant) (*wire.Token, error) {
 	if n.begin.Allowed != nil && !n.begin.Allowed() {
-		return nil, wire.E(wire.CodeUnauthorized, "this login is not allowed any more: nothing was stored")
+		return nil, errNotAllowed()
 	}
 	s.mu.Lock()
 	s.expireOneLocked(n, time.Now())

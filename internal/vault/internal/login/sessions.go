@@ -201,6 +201,8 @@ func (s *Sessions) Exchange(ctx context.Context, uid int, id, code string) (*wir
 	r := n.result
 	n.result = nil
 	switch {
+	case r == nil && n.why != nil:
+		return nil, n.why
 	case r == nil:
 		return nil, cancelled()
 	case r.Err != nil:
@@ -275,6 +277,26 @@ func (s *Sessions) Of(id string) (provider, bucket string, ok bool) {
 		return n.begin.Provider, n.begin.Bucket, true
 	}
 	return "", "", false
+}
+
+// Review ends the sessions that are not allowed any more: nothing polls or listens for a login that nobody may make.
+func (s *Sessions) Review() {
+	s.mu.Lock()
+	pending := slices.Clone(s.live)
+	s.mu.Unlock()
+	for _, n := range pending {
+		s.mu.Lock()
+		allowed := n.begin.Allowed
+		s.mu.Unlock()
+		if allowed == nil || allowed() { // not under mu: it is somebody else's code
+			continue
+		}
+		s.mu.Lock()
+		if n.login != nil && n.phase < storing { // one that is only just beginning is looked at when it has begun
+			s.endLocked(n, errNotAllowed(), nil)
+		}
+		s.mu.Unlock()
+	}
 }
 
 // Sweep ends what is over by the wall clock and forgets what ended a lifetime ago, every minute until ctx ends.
@@ -388,6 +410,10 @@ func (s *Sessions) crossing(err error) *wire.Error {
 		e = wire.E(wire.CodeInternal, "the login failed on the host: its log says why")
 	}
 	return e
+}
+
+func errNotAllowed() *wire.Error {
+	return wire.E(wire.CodeUnauthorized, "this login is not allowed any more: nothing was stored")
 }
 
 func errOtherUser() *wire.Error {

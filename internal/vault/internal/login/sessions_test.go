@@ -379,6 +379,38 @@ func TestNotAllowedAnyMore(t *testing.T) {
 	})
 }
 
+// An edited profile ends what it does not allow, at once: no port stays open, and nobody polls.
+func TestReview(t *testing.T) {
+	bubble(t, oauthtest.Options{Approval: oauthtest.AskUser}, 0, func(t *testing.T, x *proxy) {
+		allowed := true
+		var ends []string
+		x.begin = func(b *Begin) {
+			b.Allowed = func() bool { return allowed }
+			b.Ended = func(e *wire.Error) { ends = append(ends, string(e.Code)) }
+		}
+		device, paste := x.session(t, FlowDevice), x.session(t, FlowPaste)
+		x.Review()
+		time.Sleep(6 * time.Second)
+		synctest.Wait()
+		polls := x.w.server.Calls(oauthtest.Token)
+		if p := x.state(t, device); p.Status != wire.PollPending || polls == 0 {
+			t.Fatalf("what is allowed: %+v, %d polls", p, polls)
+		}
+		allowed = false
+		x.Review()
+		x.w.server.Decide(device.UserCode, true)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := x.w.server.Calls(oauthtest.Token); n != polls || len(x.live) != 0 || strings.Join(ends, " ") != "UNAUTHORIZED" {
+			t.Errorf("%d polls more, %d live, ended with %q", n-polls, len(x.live), ends)
+		}
+		_, err := x.Poll(me, device.ID)
+		wants(t, "device", err, wire.CodeUnauthorized)
+		_, err = x.Exchange(t.Context(), me, paste.ID, "x")
+		wants(t, "paste", err, wire.CodeUnauthorized)
+	})
+}
+
 func TestStoreFails(t *testing.T) {
 	bubble(t, oauthtest.Options{}, 0, func(t *testing.T, x *proxy) {
 		locked := errors.New("the keyring is locked")
