@@ -340,7 +340,8 @@ func (m *model) together(s step) {
 	if m.attempts > 1 && !m.noJournal() {
 		m.fail("%d attempts for callers who came together", m.attempts)
 	}
-	if was.mustWork && was.free && was.newest && m.attempts == 0 && !m.noReads {
+	unsafe := m.noJournal() && m.noWrites && !was.expired // then the provider is left alone, as ErrUnsafe says
+	if was.mustWork && was.free && was.newest && m.attempts == 0 && !m.noReads && !unsafe {
 		m.fail("nobody asked the provider")
 	}
 	for _, r := range results {
