@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -117,6 +118,12 @@ func (c *Client) beginLogin(ctx context.Context, o *LoginOptions) (*wire.Session
 	if bad := s.UnmarshalJSON(raw); bad != nil {
 		if err == nil {
 			err = fmt.Errorf("credential proxy: answer to %s: %w", r.Op, bad)
+		}
+		var began struct {
+			ID string `json:"session_id"`
+		}
+		if json.Unmarshal(raw, &began) == nil && began.ID != "" { // what is wrong is something else
+			c.cancelLogin(ctx, began.ID)
 		}
 		return nil, err
 	}

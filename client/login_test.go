@@ -302,6 +302,36 @@ func TestLoginAtAnotherProxy(t *testing.T) {
 	}
 }
 
+// A login that has begun is given up also when what is said of it cannot be understood.
+func TestLoginNotUnderstood(t *testing.T) {
+	for name, data := range map[string]string{
+		"a negative interval": `{"session_id":"s","flow_type":"device_code","verification_url":"https://x.example/","user_code":"A","pollIntervalMs":-1}`,
+		"a control character": `{"session_id":"s","flow_type":"device_code","verification_url":"https://x.example/","user_code":"A\u001b[2J"}`,
+	} {
+		cancelled := make(chan string, 1)
+		px := &proxy{answer: func(p *peer, r *wire.Request) {
+			if r.Op == wire.OpOAuthCancel {
+				cancelled <- r.SessionID
+				p.reply(r.ID, wire.Empty{})
+				return
+			}
+			p.write([]byte(`{"v":2,"id":"` + r.ID + `","ok":true,"data":` + data + `}`))
+		}}
+		c := px.listen(t, Options{})
+		if _, err := c.Login(t.Context(), LoginOptions{Provider: "p", Face: &face{}}); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		select {
+		case id := <-cancelled:
+			if id != "s" {
+				t.Errorf("%s: cancelled %q", name, id)
+			}
+		default:
+			t.Errorf("%s: not cancelled", name)
+		}
+	}
+}
+
 // Logins do not wait for each other, nor does anything else.
 func TestLoginsAtTheSameTime(t *testing.T) {
 	px := &proxy{answer: func(p *peer, r *wire.Request) {

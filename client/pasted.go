@@ -18,18 +18,18 @@ func checkPasted(pasted, authURL string) (code, problem string) {
 	case code == "":
 		return "", "nothing was pasted"
 	case len(code) > wire.MaxCodeLen:
-		return "", "that is too long for a code"
+		return "", "this is too long for a code"
 	case !utf8.ValidString(code) || strings.ContainsFunc(code, unicode.IsControl):
-		return "", "that has characters in it that no code has"
+		return "", "this has characters in it that no code has"
 	case code == strings.TrimSpace(authURL):
-		return "", "that is the address to open; paste what the browser shows in the end"
+		return "", "this is the address to open: paste what its page shows in the end, or the address that it leads to"
 	}
 	want := ""
 	if u, err := url.Parse(authURL); err == nil {
 		want = u.Query().Get("state")
 	}
 	if got := pastedState(code); want != "" && got != "" && got != want {
-		return "", "that is from another login; paste what the address of this one leads to"
+		return "", "this code belongs to another login: use the page that was opened for this one"
 	}
 	return code, ""
 }

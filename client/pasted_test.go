@@ -26,10 +26,10 @@ func TestLoginByPaste(t *testing.T) {
 	if want := []string{
 		"",
 		"nothing was pasted",
-		"that is too long for a code",
-		"that has characters in it that no code has",
-		"that is the address to open; paste what the browser shows in the end",
-		"that is from another login; paste what the address of this one leads to",
+		"this is too long for a code",
+		"this has characters in it that no code has",
+		"this is the address to open: paste what its page shows in the end, or the address that it leads to",
+		"this code belongs to another login: use the page that was opened for this one",
 		"this is not a code",
 	}; !slices.Equal(f.problems, want) {
 		t.Errorf("problems %q, want %q", f.problems, want)

@@ -184,6 +184,19 @@ func (g *Grant) WithoutSaved() *Grant {
 	return &without
 }
 
+// SameAccount reports whether two grants may be of one account: whether account_id, where the provider has said it in both, is
+// the same.
+func SameAccount(a, b *Grant) bool {
+	of := func(g *Grant) string {
+		i := slices.IndexFunc(g.Fields, func(f wire.Field) bool { return f.Name == "account_id" })
+		if i < 0 || slices.Contains(g.Saved, "account_id") {
+			return ""
+		}
+		return string(g.Fields[i].Value)
+	}
+	return of(a) == "" || of(b) == "" || of(a) == of(b)
+}
+
 // WithoutFieldsOf returns the grant without the fields that hold one of the secrets: a provider that repeats what it was sent.
 func (g *Grant) WithoutFieldsOf(secrets ...secret.String) *Grant {
 	without := *g

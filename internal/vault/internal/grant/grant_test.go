@@ -230,3 +230,34 @@ func TestClientID(t *testing.T) {
 		t.Errorf("null: %v", err)
 	}
 }
+
+func TestSameAccount(t *testing.T) {
+	of := func(value string, saved ...string) *Grant {
+		g := &Grant{Saved: saved}
+		if value != "" {
+			g.Fields = []wire.Field{{Name: "account_id", Value: json.RawMessage(value)}}
+		}
+		return g
+	}
+	for _, c := range []struct {
+		a, b *Grant
+		same bool
+	}{
+		{of(`"a"`), of(`"a"`), true}, {of(`"a"`), of(`"b"`), false}, {of(""), of(`"b"`), true}, {of(`"a"`), of(""), true},
+		{of(`"a"`, "account_id"), of(`"b"`), true},
+	} {
+		if SameAccount(c.a, c.b) != c.same {
+			t.Errorf("%s and %s: want %v", c.a.Fields, c.b.Fields, c.same)
+		}
+	}
+}
+
+func TestWithoutFieldsOf(t *testing.T) {
+	g := &Grant{Fields: []wire.Field{
+		{Name: "plain", Value: json.RawMessage(`"x test-verifier-canary y"`)}, {Name: "escaped", Value: json.RawMessage(`["test-verifier\u002dcanary"]`)},
+		{Name: "other", Value: json.RawMessage(`"test-verifier"`)},
+	}}
+	if left := g.WithoutFieldsOf(secret.New("test-verifier-canary"), secret.String{}).Fields; len(left) != 1 || left[0].Name != "other" || len(g.Fields) != 3 {
+		t.Errorf("left: %v of %d", left, len(g.Fields))
+	}
+}

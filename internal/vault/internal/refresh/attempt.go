@@ -114,6 +114,9 @@ func (a *attempt) received(answer provider.Answer) {
 // storing it is tried again. The error is store.ErrNotFound.
 func (a *attempt) succeeded(ctx context.Context, answer *grant.Grant) (*grant.Grant, error) {
 	merged := grant.Merge(a.old, answer)
+	if !grant.SameAccount(a.old, answer) { // kept all the same: the refresh token that was sent is used up
+		a.c.o.Logger.Warn("the provider has renewed this login for another account than it was for", "login", a.it.Account)
+	}
 	a.record.Phase = journal.Received
 	answered(&a.record)
 	defer a.c.o.Changed(a.it)
