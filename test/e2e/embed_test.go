@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,6 +30,27 @@ func TestProxyInAnotherProgram(t *testing.T) {
 	if r := h.finish(h.program(embed, "nowhere", credproxy, "token", "acme"), patience); r.code != 1 || !strings.Contains(r.stderr, "nowhere") {
 		t.Errorf("%v", r)
 	}
+	// Its own face, on the host and through a proxy.
+	p := h.serve()
+	for bucket, in := range map[string]*host{"here": h, "there": h.inside(p.socket)} {
+		b := h.start(in.program(embed, "login", "acme/"+bucket))
+		url := b.stdout.find(anyURL, b.ended, patience)
+		if url == nil {
+			t.Fatalf("%s: no address: %s %s", bucket, b.stdout, b.stderr)
+		}
+		answer, err := http.Get(url[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if code := b.wait(patience); code != 0 || !strings.HasSuffix(b.stdout.String(), "\ntoken "+newest(s, 0)+"\n") {
+			t.Errorf("%s: exit status %d: %s", bucket, code, b.stderr)
+		}
+		if r := h.run("token", "acme/"+bucket); r.stdout != newest(s, 0)+"\n" {
+			t.Errorf("%s: what is stored is %v", bucket, r)
+		}
+	}
+	p.stop()
 	if left, _ := filepath.Glob(h.tmp + "/llxprt-cred-*/*"); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
