@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -59,9 +59,22 @@ separated by colons, %s in one stands for the address), else the system's own.`,
 	}
 	c.Flags().StringVar(&o.flow, "flow", "", "how to log in: browser, device or paste (default: the first that works)")
 	c.Flags().BoolVar(&o.noBrowser, "no-browser", false, "only print the address (a sandbox opens no browser in any case)")
-	c.Flags().BoolVar(&o.qr, "qr", false, "print the address as a QR code too, on stderr")
+	c.Flags().BoolVar(&o.qr, "qr", false, "print the address as a QR code too, on stderr, of a login that a phone can finish unless --flow says otherwise")
 	_ = c.RegisterFlagCompletionFunc("flow", completeFlows)
 	return c
+}
+
+// wanted is the flow to ask for, "" for the provider's first. A QR code is for a phone, which cannot finish a login that comes back
+// to this machine.
+func (o loginWishes) wanted(flows []string) string {
+	if o.flow == "" && o.qr {
+		for _, flow := range []string{vault.FlowDevice, vault.FlowPaste} {
+			if slices.Contains(flows, flow) {
+				return flow
+			}
+		}
+	}
+	return o.flow
 }
 
 func (a *app) login(ctx context.Context, l login, o loginWishes) error {
@@ -78,20 +91,24 @@ func (a *app) login(ctx context.Context, l login, o loginWishes) error {
 	case !ok:
 		return unknownProvider(l.provider, h.config)
 	case o.flow != "" && len(p.Flows) > 0 && !slices.Contains(p.Flows, o.flow):
-		return noFlow(p, o.flow)
+		return noFlow(p.Flows, o.flow)
 	}
 	// A login that cannot be stored would be lost after all the person's work.
 	if err := h.Check(ctx); err != nil {
 		return failed("the credential store", err)
 	}
-	f := &face{app: a, login: l, open: !o.noBrowser, qr: o.qr}
+	f := &face{app: a, login: l, open: !o.noBrowser, qr: o.qr, flows: p.Flows}
 	defer f.rest()
 	a.printStatus(p)
 	if err := acceptTerms(ctx, f, h, p); err != nil {
 		return err
 	}
-	f.asking("the provider", providerLimit)
-	err = h.Login(ctx, l.provider, l.bucket, vault.LoginOptions{Flow: o.flow, Face: f})
+	limit := exchangeLimit
+	if p.Issuer != "" { // is asked first, unless that was a moment ago
+		limit *= 2
+	}
+	f.asking("the provider", limit)
+	err = h.Login(ctx, l.provider, l.bucket, vault.LoginOptions{Flow: o.wanted(p.Flows), Face: f})
 	f.rest()
 	if err != nil {
 		return notLoggedIn(err, h, l)
@@ -99,9 +116,6 @@ func (a *app) login(ctx context.Context, l login, o loginWishes) error {
 	fmt.Fprintf(a.stderr, "%s stored in the %s store as %s\n", a.paint(a.stderr).green("logged in:"), h.StoreName(), l.full())
 	return nil
 }
-
-// providerLimit is how long it may take until a provider has said how to log in.
-const providerLimit = 30 * time.Second
 
 // describe finds what is known of a provider.
 func describe(c *config.Config, name string) (vault.ProviderInfo, bool) {
@@ -112,8 +126,11 @@ func describe(c *config.Config, name string) (vault.ProviderInfo, bool) {
 	return vault.ProviderInfo{}, false
 }
 
-// printStatus says what the vendor's word is on logins like the one that begins.
+// printStatus says what the vendor's word is on logins like the one that begins, if there is one.
 func (a *app) printStatus(p vault.ProviderInfo) {
+	if p.Status == vault.StatusOK && p.Terms == "" {
+		return
+	}
 	paint := a.paint(a.stderr)
 	status, sentence := paint.green(p.Status), ""
 	if p.Status != vault.StatusOK {
@@ -133,12 +150,15 @@ func acceptTerms(ctx context.Context, f *face, h *host, p vault.ProviderInfo) er
 	if _, accepted := h.Terms(p.Name); accepted {
 		return nil
 	}
+	const hint = "API keys are not concerned: credproxy key set NAME stores one"
 	yes, err := f.confirm(ctx, "log in all the same, at your own risk?")
 	switch {
+	case errors.Is(err, io.EOF):
+		return &failure{err: errors.New("the vendor restricts such logins, and nobody has agreed to go on"), hint: hint}
 	case err != nil:
 		return err
 	case !yes:
-		return &failure{err: errors.New("the vendor restricts such logins, and nobody has agreed to go on"), hint: "API keys are not concerned: credproxy key set NAME stores one"}
+		return &failure{err: errors.New("not logged in: you did not agree"), hint: hint}
 	}
 	return h.AcceptTerms(p.Name)
 }
@@ -161,27 +181,96 @@ func providerNames(c *config.Config) []string {
 }
 
 // noFlow is a way to log in that the provider does not have.
-func noFlow(p vault.ProviderInfo, flow string) error {
-	return &failure{err: fmt.Errorf("the provider has no flow %s", flow), status: exitFailed, hint: "it has: " + strings.Join(p.Flows, ", ")}
+func noFlow(have []string, flow string) error {
+	return &failure{err: fmt.Errorf("the provider has no flow %s", flow), status: exitFailed, hint: flowFlags(have)}
 }
 
-// notLoggedIn says why a login on the host failed, and what to do.
+// notLoggedIn says why a login on the host failed, in the words that a sandbox would see and with what is known only here, and
+// what to do.
 func notLoggedIn(err error, h *host, l login) error {
 	if errors.Is(err, wire.ErrProviderNotFound) {
 		return unknownProvider(l.provider, h.config)
 	}
-	asked, ok := errors.AsType[*vault.ProviderError](err)
-	switch {
-	case !ok:
+	advice := vault.LoginAdvice(err)
+	if advice == "" {
 		return err
-	case asked.Code == "invalid_client" || asked.Code == "unauthorized_client":
-		return &failure{err: err, hint: clientHintIn("[providers."+shown(l.provider, "NAME")+"]", h.config.Path)}
-	case asked.RetryAfter > 0:
-		return &failure{err: err, hint: "try again in " + atMost(asked.RetryAfter)}
-	case asked.Code == "access_denied" || asked.Code == "authorization_denied":
-		return &failure{err: err, hint: "begin again and say yes on the provider's page: credproxy auth login " + l.String()}
 	}
-	return &failure{err: err, hint: "try again: credproxy auth login " + l.String()}
+	f := &failure{err: errors.New(advice), hint: loginAgain(advice, l), status: exitFailed}
+	if none, ok := errors.AsType[*vault.NoFlowError](err); ok && len(none.Have) > 0 && none.Flow != "" {
+		return noFlow(none.Have, none.Flow)
+	}
+	port, isPort := errors.AsType[*vault.PortError](err)
+	if isPort {
+		f.err, f.hint = errors.New(inBrackets(advice, port.Address)), flowFlags(port.Instead)
+	}
+	asked, ok := errors.AsType[*vault.ProviderError](err)
+	if !ok {
+		return f
+	}
+	if advice = vault.LoginAdvice(asked); isPort {
+		f.err, f.hint = fmt.Errorf("the port %s is taken, and by another flow: %s", port.Address, inBrackets(advice, saidBy(asked))), loginAgain(advice, l)
+	} else {
+		f.err = errors.New(inBrackets(advice, saidBy(asked)))
+	}
+	section, described := "[providers."+shown(l.provider, "NAME")+"]", h.config.Providers[l.provider]
+	switch {
+	case asked.NoSecret() && described != nil:
+		f.err, f.hint = errors.New(asked.Reason()), "credproxy key set "+described.ClientSecretKey+", then the login again"
+	case asked.NoSecret():
+		f.err = asked // it says where the vendor publishes it
+	case strings.HasPrefix(advice, saysClient):
+		f.hint = clientHintIn(section, h.config.Path)
+	case strings.HasPrefix(advice, saysScopes) && described != nil:
+		f.hint = "mend scopes in " + section + " of " + h.config.Path
+	case asked.RetryAfter > 0:
+		f.hint = "try again in " + atMost(asked.RetryAfter)
+	case strings.HasPrefix(advice, saysNetwork):
+		if f.hint = "check the network"; described != nil {
+			f.hint += ", or token_url/issuer in " + section + " of " + h.config.Path
+		}
+	}
+	return f
+}
+
+// How what vault.LoginAdvice says begins, of failures that have a hint of their own; see also saysClient.
+const (
+	saysScopes  = "the provider does not grant these scopes"
+	saysNetwork = "the provider cannot be reached"
+)
+
+// loginAgain is the hint to a failure after which another login may go well, "" to others.
+func loginAgain(advice string, l login) string {
+	if strings.Contains(advice, "begin ") {
+		return "credproxy auth login " + l.String()
+	}
+	return ""
+}
+
+// inBrackets puts a detail behind what a sentence says, before what it advises.
+func inBrackets(sentence, detail string) string {
+	if detail == "" {
+		return sentence
+	}
+	at := len(sentence)
+	if i := strings.IndexAny(sentence, ":;"); i >= 0 {
+		at = i
+	}
+	return sentence[:at] + " (" + detail + ")" + sentence[at:]
+}
+
+// saidBy is the provider's own word, or the network's.
+func saidBy(e *vault.ProviderError) string {
+	var words []string
+	if e.Code != "" {
+		words = append(words, e.Code)
+	}
+	if e.Status != 0 {
+		words = append(words, fmt.Sprintf("HTTP %d", e.Status))
+	}
+	if cause := errors.Unwrap(e); cause != nil {
+		words = append(words, cause.Error())
+	}
+	return strings.Join(words, ", ")
 }
 
 // completeFlows completes --flow: with those of the provider, once that has been typed.

@@ -16,6 +16,8 @@ import (
 type statusReport struct {
 	Store  string        `json:"store"` // "keyring" or "file", the host's inside too; "proxy" when it does not say
 	Logins []loginReport `json:"logins"`
+
+	part bool // there may be more
 }
 
 // loginReport is one login in it. Times are Unix seconds, null when there is none or nobody knows.
@@ -48,6 +50,7 @@ proxy that serves it renews it, and when it was refreshed last. The states:
 			if err != nil && len(report.Logins) == 0 {
 				return failed("auth status", err)
 			}
+			report.part = err != nil
 			// What is known of the logins helps most when not all can be known.
 			written := error(nil)
 			if asJSON {
@@ -72,7 +75,7 @@ func (a *app) status(ctx context.Context) (statusReport, error) {
 		if err != nil {
 			return statusReport{}, err
 		}
-		return reportInside(ctx, t)
+		return a.reportInside(ctx, t)
 	}
 	h, err := a.openHost(ctx)
 	if err != nil {
@@ -147,6 +150,9 @@ func (a *app) statusText(r statusReport, now time.Time) string {
 		}
 		return p.red(cell)
 	}))
+	if r.part {
+		b.WriteString("\nthere may be more: the store does not list its logins\n")
+	}
 	gap := "\n"
 	for _, l := range r.Logins { // below the table, which a sentence would make too wide to read
 		if l.Detail != "" {

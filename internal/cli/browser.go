@@ -53,11 +53,11 @@ func openWith(ctx context.Context, commands []string, url string) error {
 		// A process group of its own: Ctrl-C cancels the login and leaves the browser alone.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		if startErr := cmd.Start(); startErr != nil {
-			err = startErr
+			err = fmt.Errorf("BROWSER: %w", startErr)
 			continue
 		}
 		if waitErr := patiently(ctx, cmd.Wait); waitErr != nil {
-			err = fmt.Errorf("%s: %w", words[0], waitErr)
+			err = fmt.Errorf("BROWSER: %s: %w", words[0], waitErr)
 			continue
 		}
 		return nil

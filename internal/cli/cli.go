@@ -14,8 +14,11 @@ package cli
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -206,19 +209,37 @@ func noCommand(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	var names []string
-	for _, sub := range c.Commands() {
-		if !sub.Hidden {
-			names = append(names, sub.Name())
-		}
-	}
 	what := "unknown command"
 	if c.HasParent() {
 		what = "unknown " + c.Name() + " command"
 	}
-	near := nearest(args[0], names)
-	if near != "" {
+	if near := nearestCommand(c, args[0]); near != "" {
+		if meant, _, err := c.Find(strings.Fields(near)); err == nil && len(args) > 1 && strings.Contains(meant.Use, "PROVIDER") {
+			if l, err := parseLogin(meant, args[1]); err == nil {
+				near += " " + l.String()
+			}
+		}
 		return usage("%s %s; did you mean %s?", what, quote(args[0]), near).about(c)
 	}
 	return usage("%s", what).about(c)
+}
+
+// nearestCommand is the command of c that was probably meant, or one of a group in c: "auth login". "" if nobody can tell.
+func nearestCommand(c *cobra.Command, typed string) string {
+	paths := map[string][]string{} // by name
+	for _, sub := range c.Commands() {
+		if sub.Hidden {
+			continue
+		}
+		paths[sub.Name()] = append(paths[sub.Name()], sub.Name())
+		for _, deeper := range sub.Commands() {
+			paths[deeper.Name()] = append(paths[deeper.Name()], sub.Name()+" "+deeper.Name())
+		}
+	}
+	maps.DeleteFunc(paths, func(_ string, of []string) bool { return len(of) > 1 })
+	name := typed
+	if paths[name] == nil {
+		name = nearest(typed, slices.Sorted(maps.Keys(paths)))
+	}
+	return strings.Join(paths[name], "")
 }

@@ -89,6 +89,8 @@ func (c *consent) ask(ctx context.Context, q daemon.Question) (agreed bool, err 
 		c.agreed = q
 	case errors.Is(err, context.DeadlineExceeded):
 		t.say("no answer: not allowed")
+	case errors.Is(err, context.Canceled), errors.Is(err, errOver):
+		t.say("withdrawn")
 	default:
 		t.say("not allowed")
 	}

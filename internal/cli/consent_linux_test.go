@@ -38,7 +38,8 @@ const (
 	answers = 4
 )
 
-// asksWhenTold is a credproxy that runs a command in bwrap, or none, and asks whenever it is told how long it may. It says what
+// asksWhenTold is a credproxy that runs a command in bwrap, or none, and asks whenever it is told how long it may; less than nothing is
+// until whoever wants the login goes away. It says what
 // came of that, and in the end the command's status.
 func asksWhenTold(dir string, command []string) int {
 	told, say := os.NewFile(orders, "orders"), os.NewFile(answers, "answers")
@@ -58,7 +59,11 @@ func asksWhenTold(dir string, command []string) int {
 				continue
 			}
 			limit, _ := time.ParseDuration(lines.Text())
-			ctx, cancel := context.WithTimeout(context.Background(), limit)
+			ctx, cancel := context.WithTimeout(context.Background(), max(limit, -limit))
+			if limit < 0 { // whoever asked for the login goes away then
+				ctx, cancel = context.WithCancel(context.Background())
+				time.AfterFunc(-limit, cancel)
+			}
 			agreed, err := c.ask(ctx, q)
 			cancel()
 			fmt.Fprintf(say, "%t %v\n", agreed, err)
@@ -348,7 +353,12 @@ func TestConsentAgainstASandbox(t *testing.T) {
 	a.shows("got <#>") // it goes on
 	a.asks(900 * time.Millisecond)
 	a.shows(allow)
+	a.shows("no answer: not allowed")
 	a.says("false context deadline exceeded")
+	a.asks(-900 * time.Millisecond)
+	a.shows(allow)
+	a.shows("credproxy: withdrawn")
+	a.says("false context canceled")
 	if s := a.text(0); strings.Contains(s, "got <n>") || strings.Contains(s, "got <e>") {
 		t.Error("the sandbox got a key that answered the question")
 	}
@@ -388,7 +398,7 @@ func TestConsentIsOver(t *testing.T) {
 		t.Error("the terminal is in no mode for a question")
 	}
 	_ = a.cmd.Process.Signal(syscall.SIGTERM)
-	a.shows("not allowed")
+	a.shows("withdrawn")
 	a.shows("told")
 	a.says("false "+errOver.Error(), "ended 7 <nil>")
 	if a.modes() != before {

@@ -12,7 +12,7 @@ import (
 )
 
 // onTerminal is a face on a terminal of its own; screen waits until the terminal has shown a text, and returns all of it.
-func onTerminal(t *testing.T) (f *face, master *os.File, screen func(until string) string) {
+func onTerminal(t *testing.T, rows uint16) (f *face, master *os.File, screen func(until string) string) {
 	t.Helper()
 	t.Setenv("TERM", "xterm")
 	t.Setenv("NO_COLOR", "")
@@ -20,7 +20,7 @@ func onTerminal(t *testing.T) (f *face, master *os.File, screen func(until strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	size := unix.Winsize{Row: 24, Col: 80}
+	size := unix.Winsize{Row: rows, Col: 80}
 	if err := unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &size); err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func termios(t *testing.T, f *os.File) unix.Termios {
 }
 
 func TestCodeIsHidden(t *testing.T) {
-	f, master, screen := onTerminal(t)
+	f, master, screen := onTerminal(t, 40)
 	before := termios(t, f.app.stdin)
 	long := strings.Repeat("test-code-", 2000) // a terminal's own editing ends at 4096 bytes
 	for _, c := range []struct{ typed, want string }{
@@ -113,7 +113,7 @@ func TestCodeIsHidden(t *testing.T) {
 }
 
 func TestPromptEnds(t *testing.T) {
-	f, master, screen := onTerminal(t)
+	f, master, screen := onTerminal(t, 40)
 	before := termios(t, f.app.stdin)
 
 	result := asked(t.Context(), f, "that was no code")
@@ -146,7 +146,7 @@ func TestPromptEnds(t *testing.T) {
 }
 
 func TestFaceOnTerminal(t *testing.T) {
-	f, _, screen := onTerminal(t)
+	f, _, screen := onTerminal(t, 40)
 	f.qr = true
 	complete := page + "?user_code=HI"
 	if err := f.ShowCode(t.Context(), page, complete, "HI"); err != nil {
@@ -158,7 +158,7 @@ func TestFaceOnTerminal(t *testing.T) {
 	screen("waiting for the login in the browser, 5m0s left; Ctrl-C cancels")
 	f.rest()
 	shown := screen("enter this code there:")
-	picture, err := qrCode(complete, true, 80)
+	picture, err := qrCode(complete, true, 80, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestFaceOnTerminal(t *testing.T) {
 		}
 	}
 
-	f, _, screen = onTerminal(t)
+	f, _, screen = onTerminal(t, 40)
 	t.Setenv("TERM", "dumb")
 	f.qr = true
 	if err := f.ShowCode(t.Context(), page, complete, "HI"); err != nil {
@@ -181,5 +181,34 @@ func TestFaceOnTerminal(t *testing.T) {
 	}
 	if shown := screen("enter this code there: HI"); strings.Contains(shown, "\x1b") || !strings.Contains(shown, "\r\n"+page+"\r\n") {
 		t.Errorf("a dumb terminal got %q", shown)
+	}
+}
+
+// Nothing pushes the address off the screen: the large letters go first, then the QR code.
+func TestLowTerminal(t *testing.T) {
+	for _, c := range []struct {
+		rows            uint16
+		picture, letter bool
+	}{{40, true, true}, {24, true, false}, {16, false, true}} {
+		f, _, screen := onTerminal(t, c.rows)
+		f.qr = true
+		if err := f.ShowCode(t.Context(), page, page+"?user_code=HI", "HI"); err != nil {
+			t.Fatal(err)
+		}
+		shown := screen("enter this code there:")
+		if strings.Contains(shown, "▄▄▄▄▄") != c.picture || strings.Contains(shown, "it needs") == c.picture || strings.Contains(shown, "  █  █  ███") != c.letter {
+			t.Errorf("%d lines:\n%s", c.rows, shown)
+		}
+	}
+	f, _, screen := onTerminal(t, 24)
+	f.qr = true
+	address := "https://auth.example/authorize?state=" + strings.Repeat("x", 300)
+	if err := f.ShowURL(t.Context(), address); err != nil {
+		t.Fatal(err)
+	}
+	f.Waiting(time.Time{})
+	f.rest()
+	if shown := screen("waiting for"); !strings.Contains(shown, address) || !strings.Contains(shown, "the terminal is too low for the QR code: it needs ") {
+		t.Errorf("a long address:\n%s", shown)
 	}
 }

@@ -5,70 +5,91 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
+	"os/signal"
+	"syscall"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
 
-// askHidden asks on the terminal that stdin is for one line, of up to maxCode bytes, which is never on the screen: a code is
-// a secret while it lasts. The terminal's own line editing cuts a line at 4096 bytes, so it is off, and this does without it
-// what people expect: backspace, Ctrl-U, a paste (in brackets, https://invisible-island.net/xterm/xterm-paste64.html) in
-// which line breaks are where the address was wrapped. How much there is shows; what, does not. Keys that send signals go on
-// doing so. fresh drops what was typed before the question. The terminal is put back whenever this returns.
-func (a *app) askHidden(ctx context.Context, prompt string, fresh bool) (string, error) {
-	fd := int(a.stdin.Fd())
+// hidden is a question on a terminal, answered with one line of up to maxCode bytes that is never on the screen. The
+// terminal's own line editing cuts a line at 4096 bytes, so it is off, and this does without it what people expect:
+// backspace, Ctrl-U, Ctrl-Z and `fg`. The other keys that send signals go on doing so.
+type hidden struct {
+	in, screen *os.File
+	prompt     string
+	fresh      bool // what was typed before the question does not count
+
+	// Of a code: it may be pasted in brackets (https://invisible-island.net/xterm/xterm-paste64.html), in which line breaks
+	// are where the address was wrapped; what is typed behind it does not count; and it shows how much there is.
+	code bool
+
+	before, raw unix.Termios
+}
+
+// lookAgain is how often a question looks whether it is to end, or whether a shell has changed the terminal meanwhile.
+const lookAgain = 100 * time.Millisecond
+
+// ask asks. The terminal is put back whenever it returns, and while the process is stopped.
+func (h *hidden) ask(ctx context.Context) (string, error) {
+	fd := int(h.in.Fd())
 	before, err := unix.IoctlGetTermios(fd, getTermios)
 	if err != nil {
 		return "", fmt.Errorf("asking on the terminal: %w", err)
 	}
-	screen := a.stderr
-	if !isTerminal(screen) {
-		screen = a.stdin
-	}
-	raw := *before
-	raw.Lflag &^= unix.ICANON | unix.ECHO | unix.ECHONL | unix.IEXTEN
-	raw.Lflag |= unix.ISIG
-	raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 0, 2 // a read returns after 0.2 s at the latest, to look at ctx
+	h.before, h.raw = *before, *before
+	h.raw.Lflag &^= unix.ICANON | unix.ECHO | unix.ECHONL | unix.IEXTEN
+	h.raw.Lflag |= unix.ISIG
+	h.raw.Cc[unix.VMIN], h.raw.Cc[unix.VTIME] = 0, 0
+	// Not a signal: the terminal has to be put back before the process stops.
+	line := hiddenLine{stop: h.raw.Cc[unix.VSUSP]}
+	h.raw.Cc[unix.VSUSP] = noKey
 	set := uint(setTermios)
-	if fresh {
+	if h.fresh {
 		set = setTermiosFlush
 	}
-	if err := unix.IoctlSetTermios(fd, set, &raw); err != nil {
+	if err := unix.IoctlSetTermios(fd, set, &h.raw); err != nil {
 		return "", fmt.Errorf("asking on the terminal: %w", err)
 	}
-	brackets, unbracket := "", ""
-	if !dumb() {
-		brackets, unbracket = "\x1b[?2004h", "\x1b[?2004l"
-	}
-	defer func() {
-		_ = unix.IoctlSetTermios(fd, setTermios, before)
-		fmt.Fprint(screen, unbracket+"\n")
-	}()
-	fmt.Fprint(screen, brackets+prompt)
+	continued := make(chan os.Signal, 1)
+	signal.Notify(continued, syscall.SIGCONT)
+	defer signal.Stop(continued)
+	defer h.leave()
+	h.show()
 
-	var line hiddenLine
 	buffer := make([]byte, 4096)
+	if !h.code {
+		buffer = buffer[:1] // the rest is for who asks next
+	}
 	for ctx.Err() == nil {
-		n, err := unix.Read(fd, buffer)
+		select {
+		case <-continued:
+			h.again(&line)
+		default:
+		}
+		typed, err := h.read(buffer)
 		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
 		case err != nil:
-			return "", fmt.Errorf("asking on the terminal: %w", err)
-		case n == 0:
-			if now, err := unix.IoctlGetTermios(fd, getTermios); err != nil {
-				return "", errors.New("the terminal has gone")
-			} else if now.Lflag&unix.ECHO != 0 { // a shell put it back while we were stopped
-				_ = unix.IoctlSetTermios(fd, setTermios, &raw)
+			return "", err
+		case len(typed) == 0:
+			if h.changed() {
+				h.again(&line)
 			}
 			continue
 		}
-		done, err := line.feed(buffer[:n])
-		if err != nil {
+		done, err := line.feed(typed)
+		switch {
+		case errors.Is(err, errStop):
+			h.leave()
+			stopJob(continued)
+			h.again(&line)
+			continue
+		case err != nil:
 			return "", err
+		case h.code:
+			line.report(h.screen, h.prompt)
 		}
-		line.report(screen, prompt)
 		if done {
 			return string(line.text), nil
 		}
@@ -76,8 +97,94 @@ func (a *app) askHidden(ctx context.Context, prompt string, fresh bool) (string,
 	return "", ctx.Err()
 }
 
-// errCancelled is Ctrl-D, or Ctrl-C where that sends no signal.
-var errCancelled = errors.New("cancelled")
+func (h *hidden) show() {
+	brackets := ""
+	if h.code && !dumb() {
+		brackets = "\x1b[?2004h"
+	}
+	fmt.Fprint(h.screen, brackets+h.prompt)
+}
+
+// leave puts the terminal back as it was.
+func (h *hidden) leave() {
+	_ = unix.IoctlSetTermios(int(h.in.Fd()), setTermios, &h.before)
+	unbracket := ""
+	if h.code && !dumb() {
+		unbracket = "\x1b[?2004l"
+	}
+	fmt.Fprint(h.screen, unbracket+"\n")
+}
+
+// again asks once more, after the process was stopped, or is in the background now: there this stops it until it is not.
+func (h *hidden) again(line *hiddenLine) {
+	_ = unix.IoctlSetTermios(int(h.in.Fd()), setTermios, &h.raw)
+	if !dumb() {
+		fmt.Fprint(h.screen, "\r\x1b[K")
+	}
+	h.show()
+	line.pasting, line.escape = false, nil
+	if line.reported = 0; h.code {
+		line.report(h.screen, h.prompt)
+	}
+}
+
+// changed reports whether somebody else has made the terminal echo: a shell that was told to continue us.
+func (h *hidden) changed() bool {
+	now, err := unix.IoctlGetTermios(int(h.in.Fd()), getTermios)
+	return err == nil && now.Lflag&unix.ECHO != 0
+}
+
+// foreground reports whether the terminal belongs to this job, as far as that can be told.
+func (h *hidden) foreground() bool {
+	group, err := unix.IoctlGetInt(int(h.in.Fd()), unix.TIOCGPGRP)
+	return err != nil || group == unix.Getpgrp()
+}
+
+// read returns what was typed, nothing after lookAgain. A terminal that belongs to another job is not read.
+func (h *hidden) read(buffer []byte) ([]byte, error) {
+	if !h.foreground() {
+		time.Sleep(lookAgain)
+		return nil, nil
+	}
+	fd := int(h.in.Fd())
+	var ready unix.FdSet
+	ready.Set(fd)
+	limit := unix.NsecToTimeval(int64(lookAgain))
+	n, err := unix.Select(fd+1, &ready, nil, nil, &limit)
+	if n > 0 && err == nil && !h.changed() {
+		if n, err = unix.Read(fd, buffer); n == 0 && err == nil {
+			if _, err = unix.IoctlGetTermios(fd, getTermios); err != nil {
+				return nil, errors.New("the terminal has gone")
+			}
+		}
+	}
+	switch {
+	case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("asking on the terminal: %w", err)
+	}
+	return buffer[:max(0, n)], nil
+}
+
+// stopJob stops the job that this process is of, as the terminal does at Ctrl-Z, and returns when it goes on. A job that no
+// shell could continue the system does not stop.
+func stopJob(continued <-chan os.Signal) {
+	select {
+	case <-continued: // of another time
+	default:
+	}
+	_ = syscall.Kill(0, syscall.SIGTSTP)
+	select {
+	case <-continued:
+	case <-time.After(lookAgain):
+	}
+}
+
+var (
+	errCancelled = errors.New("cancelled") // Ctrl-D, or Ctrl-C where that sends no signal
+	errStop      = errors.New("stopped")   // Ctrl-Z
+)
 
 // hiddenLine is a line that is being typed. Bytes come as they were read, so that an escape sequence may be in two parts.
 type hiddenLine struct {
@@ -85,6 +192,7 @@ type hiddenLine struct {
 	escape   []byte // the escape sequence that has begun, with its ESC
 	pasting  bool   // between the brackets of a paste
 	reported int    // characters, as the screen says
+	stop     byte   // the key that stops the job; 0: none
 }
 
 // feed takes what was typed; done is the end of the line. What is behind that is dropped.
@@ -100,6 +208,8 @@ func (l *hiddenLine) feed(typed []byte) (done bool, err error) {
 				return true, nil
 			}
 		case l.pasting && c < ' ':
+		case c == l.stop && c != noKey:
+			return false, errStop
 		case c == 0x03 || c == 0x04:
 			return false, errCancelled
 		case c == 0x7f || c == '\b':
@@ -107,7 +217,7 @@ func (l *hiddenLine) feed(typed []byte) (done bool, err error) {
 			l.text = l.text[:len(l.text)-size]
 		case c == 0x15 || c == 0x17: // Ctrl-U, and Ctrl-W of what is one word
 			l.text = l.text[:0]
-		case c >= ' ' && len(l.text) < maxCode:
+		case (c >= ' ' || c == '\t') && len(l.text) < maxCode:
 			l.text = append(l.text, c)
 		}
 	}
@@ -144,13 +254,4 @@ func (l *hiddenLine) report(screen *os.File, prompt string) {
 		said = count(n, "character")
 	}
 	fmt.Fprint(screen, "\r\x1b[K"+prompt+said)
-}
-
-// boldLines makes each line bold by itself, for terminals that begin every line anew.
-func (p painter) boldLines(s string) string {
-	lines := strings.Split(strings.TrimSuffix(s, "\n"), "\n")
-	for i := range lines {
-		lines[i] = p.bold(lines[i])
-	}
-	return strings.Join(lines, "\n") + "\n"
 }

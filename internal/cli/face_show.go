@@ -23,13 +23,26 @@ func link(target, text string) string {
 	return "\x1b]8;;" + target + "\x1b\\" + text + "\x1b]8;;\x1b\\"
 }
 
-// width is the number of columns of a terminal; 0 when it is none, or does not say.
-func width(f *os.File) int {
-	columns, _, err := term.GetSize(int(f.Fd()))
+// size is the number of columns and lines of a terminal; 0 when it is none, or does not say.
+func size(f *os.File) (columns, rows int) {
+	columns, rows, err := term.GetSize(int(f.Fd()))
 	if err != nil {
-		return 0
+		return 0, 0
 	}
+	return columns, rows
+}
+
+func width(f *os.File) int {
+	columns, _ := size(f)
 	return columns
+}
+
+// lines is how many lines a text takes that a terminal wraps.
+func lines(text string, columns int) int {
+	if columns == 0 {
+		return 1
+	}
+	return (utf8.RuneCountInString(text) + columns - 1) / columns
 }
 
 // qrMargin is the quiet zone. The standard asks for four modules; two are enough for every reader, and more addresses fit.
@@ -37,8 +50,8 @@ const qrMargin = 2
 
 // qrCode is text as lines of half blocks, two modules in a character. In colours it is black on white whatever the terminal
 // looks like; without them, the blocks are the light modules, as on a dark terminal, and most readers take the inverse too.
-// columns is how many there are, 0 if nobody knows.
-func qrCode(text string, colours bool, columns int) (string, error) {
+// columns and rows are how many there are, 0 if nobody knows.
+func qrCode(text string, colours bool, columns, rows int) (string, error) {
 	code, err := qr.Encode(text, qr.L)
 	if err != nil {
 		return "", errors.New("the address is too long for a QR code")
@@ -46,6 +59,9 @@ func qrCode(text string, colours bool, columns int) (string, error) {
 	size := code.Size + 2*qrMargin
 	if columns > 0 && size > columns {
 		return "", fmt.Errorf("the terminal is too narrow for the QR code: it needs %d columns", size)
+	}
+	if rows != 0 && (size+1)/2 > rows {
+		return "", fmt.Errorf("the terminal is too low for the QR code: it needs %d more lines", (size+1)/2-rows)
 	}
 	light := func(x, y int) bool { return y < size && !code.Black(x-qrMargin, y-qrMargin) }
 	var b strings.Builder
@@ -115,6 +131,9 @@ var letters = map[rune][5]string{
 	' ': {"  ", "  ", "  ", "  ", "  "},
 }
 
+// largeLines are those of a code in block letters, with one above and one below.
+const largeLines = 7
+
 // large is a code in five lines of block letters; "" when a character has none, as small letters do not, which would be
 // mistaken for capitals, or when it does not fit into the columns (0: not known).
 func large(code string, columns int) string {
@@ -137,4 +156,13 @@ func large(code string, columns int) string {
 		b.WriteString(strings.TrimRight(row, " ") + "\n")
 	}
 	return b.String()
+}
+
+// boldLines makes each line bold by itself, for terminals that begin every line anew.
+func (p painter) boldLines(s string) string {
+	lines := strings.Split(strings.TrimSuffix(s, "\n"), "\n")
+	for i := range lines {
+		lines[i] = p.bold(lines[i])
+	}
+	return strings.Join(lines, "\n") + "\n"
 }

@@ -80,8 +80,8 @@ func TestFaceIsPlainWithoutTerminal(t *testing.T) {
 	}
 	code := "waiting for the code from the page, or the page's whole address, on a line of stdin; Ctrl-C cancels\n"
 	want := "go on? [y/N] \n" +
-		"open this page to log in to acme:\n" + code + code + "that was no code\n" + code +
-		"open this page, on any device, to log in to acme:\nand enter this code there: WDJB-MJHT\n" +
+		"open this page in a browser to log in to acme:\n" + code + code + "that was no code\n" + code +
+		"open this page in a browser, on any device, to log in to acme:\nand enter this code there: WDJB-MJHT\n" +
 		"waiting for the login in the browser, for up to 10 minutes; Ctrl-C cancels\n" +
 		"waiting for the login in the browser; Ctrl-C cancels\n"
 	if got := stderr(); got != want {
@@ -89,10 +89,57 @@ func TestFaceIsPlainWithoutTerminal(t *testing.T) {
 	}
 }
 
+// Where the browser has to be depends on how the login goes on.
+func TestFaceSaysWhere(t *testing.T) {
+	const (
+		address = "https://auth.example/authorize?redirect_uri=http%3A%2F%2F127.0.0.1%3A49152%2Fcallback"
+		away    = "https://auth.example/authorize?redirect_uri=https%3A%2F%2Fauth.example%2Fcode"
+		nowhere = "the browser will end at a page that it cannot open: copy its address\n"
+	)
+	t.Setenv("BROWSER", "nosuch-browser")
+	for _, c := range []struct {
+		face    *face
+		address string
+		flow    string
+		want    string
+	}{
+		{&face{}, address, "browser", "open this page to log in to acme:\n"},
+		{&face{inside: true}, address, "browser", "open this page in a browser on the host to log in to acme:\n"},
+		{&face{inside: true}, address, "paste", "open this page in a browser to log in to acme:\n" + nowhere},
+		{&face{}, strings.Replace(address, "127.0.0.1", "localhost", 1), "paste", "open this page in a browser to log in to acme:\n" + nowhere},
+		{&face{}, away, "paste", "open this page in a browser to log in to acme:\n"},
+		{&face{open: true, flows: []string{"browser", "paste"}}, address, "browser", "no browser was opened (BROWSER: exec: \"nosuch-browser\": executable file not found in $PATH): open the page yourself\n" +
+			"browser on another machine? --flow paste\n"},
+		{&face{open: true}, address, "browser", "browser on another machine? --flow device or --flow paste\n"},
+		{&face{open: true, flows: []string{"browser"}}, address, "browser", "open the page yourself\n"},
+		{&face{qr: true}, address, "browser", "this page has to be opened on this machine: a phone that scans the QR code cannot finish the login\n"},
+		{&face{qr: true, inside: true}, address, "browser", "this page has to be opened on the host: a phone that scans the QR code cannot finish the login\n"},
+	} {
+		f, stdout, stderr := piped(t, "code-1\n")
+		c.face.app, c.face.login = f.app, f.login
+		f = c.face
+		if err := f.ShowURL(t.Context(), c.address); err != nil {
+			t.Fatal(err)
+		}
+		if c.flow == "paste" {
+			if _, err := f.AskCode(t.Context(), ""); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			f.Waiting(time.Time{})
+		}
+		f.rest()
+		said, _, _ := strings.Cut(stderr(), "waiting for")
+		if stdout() != c.address+"\n" || !strings.HasSuffix(said, c.want) {
+			t.Errorf("%s, inside %v, flows %v: %q, not %q", c.flow, f.inside, f.flows, said, c.want)
+		}
+	}
+}
+
 func TestNoAnswerIsNo(t *testing.T) {
 	for stdin, want := range map[string]bool{"": false, "\n": false, "n\n": false, "yy\n": false, "Y": true, " yes \n": true} {
 		f, _, _ := piped(t, stdin)
-		if got, err := f.confirm(t.Context(), "?"); got != want || err != nil {
+		if got, err := f.confirm(t.Context(), "?"); got != want || (err != nil) != (stdin == "") || err != nil && !errors.Is(err, io.EOF) {
 			t.Errorf("%q: %v, %v", stdin, got, err)
 		}
 	}
@@ -130,7 +177,7 @@ func TestFaceShowsNoTricks(t *testing.T) {
 	if err := f.ShowCode(t.Context(), page, "file:///x", "A\x1b[2JB"); err != nil || strings.Contains(stderr(), "\x1b") {
 		t.Errorf("%v, %q", err, stderr())
 	}
-	picture, _ := qrCode(page, false, 0)
+	picture, _ := qrCode(page, false, 0, 0)
 	if !strings.Contains(stderr(), picture) {
 		t.Error("the QR code is not the page's address")
 	}
@@ -192,7 +239,7 @@ func TestQRCodeIsWhatItShows(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, colours := range []bool{false, true} {
-		picture, err := qrCode(text, colours, 0)
+		picture, err := qrCode(text, colours, 0, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -214,14 +261,17 @@ func TestQRCodeIsWhatItShows(t *testing.T) {
 			}
 		}
 	}
-	if _, err := qrCode(text, false, 20); err == nil || !strings.Contains(err.Error(), "columns") {
+	if _, err := qrCode(text, false, 0, (code.Size+2*qrMargin)/2); err == nil || !strings.Contains(err.Error(), "needs 1 more line") {
+		t.Errorf("one line too few: %v", err)
+	}
+	if _, err := qrCode(text, false, 20, 0); err == nil || !strings.Contains(err.Error(), "columns") {
 		t.Errorf("20 columns: %v", err)
 	}
-	if _, err := qrCode(strings.Repeat("x", 4000), false, 0); err == nil {
+	if _, err := qrCode(strings.Repeat("x", 4000), false, 0, 0); err == nil {
 		t.Error("4000 bytes went into a QR code")
 	}
 	// The longest address of a built-in provider has room on an ordinary terminal.
-	if _, err := qrCode("https://"+strings.Repeat("x", 440), false, 80); err != nil {
+	if _, err := qrCode("https://"+strings.Repeat("x", 440), false, 80, 0); err != nil {
 		t.Error(err)
 	}
 }

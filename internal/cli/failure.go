@@ -74,6 +74,9 @@ func usage(format string, args ...any) *failure {
 // flagError puts pflag's errors into our form. What was typed in place of a flag is repeated only as far as it is a
 // flag's name: `key set openai -sk-…` must not print the rest.
 func flagError(c *cobra.Command, err error) error {
+	if typed := c.Flags().Args(); !c.HasParent() && len(typed) > 0 { // a flag of a command that is not there
+		return noCommand(c, typed)
+	}
 	var unknown *pflag.NotExistError
 	if errors.As(err, &unknown) {
 		name := unknown.GetSpecifiedName()

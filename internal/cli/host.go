@@ -93,11 +93,11 @@ func (a *app) passphrase(ctx context.Context, confirm bool) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if !bytes.Equal(first, second) {
+		if first != second {
 			return "", errors.New("the two passphrases differ")
 		}
 	}
-	return string(first), nil
+	return first, nil
 }
 
 // unlock asks for the passphrase of the file store, if that has one, before the proxy starts: later the terminal may belong
@@ -134,36 +134,9 @@ func (a *app) unlock(ctx context.Context, c *config.Config, dirs config.Dirs) (f
 	return func(context.Context, bool) (string, error) { return typed, nil }, nil
 }
 
-// ask reads a line from the terminal without showing it. When ctx ends, the terminal is put back as it was and the
-// goroutine that reads is left to the end of the process: a read from a terminal cannot be called off.
-func ask(ctx context.Context, tty *os.File, prompt string) ([]byte, error) {
-	fd := int(tty.Fd())
-	before, err := term.GetState(fd)
-	if err != nil {
-		return nil, fmt.Errorf("asking on the terminal: %w", err)
-	}
-	type answer struct {
-		line []byte
-		err  error
-	}
-	answers := make(chan answer, 1)
-	fmt.Fprint(tty, prompt)
-	go func() {
-		line, err := term.ReadPassword(fd)
-		answers <- answer{line, err}
-	}()
-	select {
-	case got := <-answers:
-		fmt.Fprintln(tty)
-		if errors.Is(got.err, io.EOF) {
-			return nil, errors.New("nothing was typed")
-		}
-		return got.line, got.err
-	case <-ctx.Done():
-		_ = term.Restore(fd, before)
-		fmt.Fprintln(tty)
-		return nil, ctx.Err()
-	}
+// ask reads a line from the terminal without showing it.
+func ask(ctx context.Context, tty *os.File, prompt string) (string, error) {
+	return (&hidden{in: tty, screen: tty, prompt: prompt}).ask(ctx)
 }
 
 // readPrivate reads a secret that lies in a file: regular, not a symbolic link, ours, closed to everybody else, shortest

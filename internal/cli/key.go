@@ -80,10 +80,10 @@ process on the machine and stay in the shell's history.`,
 func (a *app) readKey(ctx context.Context, name string) (string, error) {
 	if isTerminal(a.stdin) {
 		line, err := ask(ctx, a.stdin, "value of the key "+shown(name, "NAME")+" (not shown): ")
-		if err == nil && len(strings.TrimSpace(string(line))) == 0 {
+		if err == nil && strings.TrimSpace(line) == "" {
 			err = errors.New("nothing was typed")
 		}
-		return string(line), err
+		return line, err
 	}
 	// One byte more than allowed tells what is too long from what just fits; white space around it does not count.
 	b, err := readAll(ctx, io.LimitReader(a.stdin, 2*vault.MaxKeyLen))

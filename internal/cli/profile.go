@@ -20,11 +20,13 @@ type profileReport struct {
 	Operations []string            `json:"operations"` // those allowed
 	Login      string              `json:"login"`      // allow, ask or deny
 	Image      string              `json:"image"`      // "" when the profile names none
+
+	unset bool // nothing is said of logins
 }
 
 func reportProfile(p *config.Profile) profileReport {
 	r := profileReport{
-		Name: p.Name, Providers: p.Providers, Keys: p.Keys, Operations: p.Operations, Login: p.Login.String(), Image: p.Image,
+		Name: p.Name, Providers: p.Providers, Keys: p.Keys, Operations: p.Operations, Login: p.Login.String(), Image: p.Image, unset: p.Login == config.LoginUnset,
 	}
 	if r.Providers == nil {
 		r.Providers = map[string][]string{}
@@ -109,7 +111,10 @@ func (a *app) profileShowCommand() *cobra.Command {
 			fmt.Fprintf(&b, "logins      %s\n", dash(providersText(r)))
 			fmt.Fprintf(&b, "keys        %s\n", dash(strings.Join(r.Keys, " ")))
 			fmt.Fprintf(&b, "operations  %s\n", dash(strings.Join(r.Operations, " ")))
-			fmt.Fprintf(&b, "login       %s\n", r.Login)
+			if fmt.Fprintf(&b, "login       %s", r.Login); r.unset {
+				b.WriteString(" (ask in run on a terminal)")
+			}
+			b.WriteByte('\n')
 			fmt.Fprintf(&b, "image       %s\n", dash(r.Image))
 			return a.write(b.String())
 		},

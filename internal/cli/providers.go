@@ -70,7 +70,7 @@ profile lets in. API keys need no login.`,
 				}
 				flows := strings.Join(p.Flows, " ")
 				if flows == "" && p.issuer != "" {
-					flows = "issuer decides"
+					flows = "by its issuer"
 				}
 				rows = append(rows, []string{p.Name, p.Source, p.Status, dash(p.Dialect), dash(flows), stored})
 			}
@@ -145,15 +145,5 @@ func storedLogins(ctx context.Context, a *app) (map[string][]string, error) {
 		return nil, err
 	}
 	defer done()
-	providers, err := source.Providers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	stored := map[string][]string{}
-	for _, p := range providers {
-		if stored[p], err = source.Buckets(ctx, p); err != nil {
-			return nil, err
-		}
-	}
-	return stored, nil
+	return listLogins(ctx, source, a.pacer())
 }

@@ -18,7 +18,7 @@ import (
 // typing runs a command on a terminal of its own and types an answer whenever a prompt shows; what the terminal showed
 // is in the file "screen" then: typing STATUS PROMPT=ANSWER… -- COMMAND…
 // Some answers are not typed: "(provider open)" has the provider answer, "(allow)" is a person who has entered the code and says
-// yes. "(Ctrl-C)" and "(Ctrl-D)" are keys, and "(code)" is pasted, as what the page at the last address shows.
+// yes. What begins with "$ " is a command line for a shell, whose terminal echoes. "(Ctrl-C)", "(Ctrl-D)" and "(Ctrl-Z)" are keys, and "(code)" is pasted, as what the page at the last address shows.
 func typing(ts *testscript.TestScript, neg bool, args []string) {
 	at := 0
 	for at < len(args) && args[at] != "--" {
@@ -55,6 +55,9 @@ func typing(ts *testscript.TestScript, neg bool, args []string) {
 				case "(Ctrl-C)":
 					_, err := master.WriteString("\x03")
 					ts.Check(err)
+				case "(Ctrl-Z)": // to a question that may show what is typed
+					_, err := master.WriteString("\x1a")
+					ts.Check(err)
 				case "(Ctrl-D)":
 					if answered = quiet(master); answered {
 						_, err := master.WriteString("\x04")
@@ -70,7 +73,10 @@ func typing(ts *testscript.TestScript, neg bool, args []string) {
 					_, err := master.WriteString(answer + "\n")
 					ts.Check(err)
 				default:
-					if answered = quiet(master); answered {
+					if line, ok := strings.CutPrefix(answer, "$ "); ok {
+						_, err := master.WriteString(line + "\n")
+						ts.Check(err)
+					} else if answered = quiet(master); answered {
 						_, err := master.WriteString(answer + "\n")
 						ts.Check(err)
 					}

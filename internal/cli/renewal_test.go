@@ -145,7 +145,7 @@ func TestStatusOfAnotherProxy(t *testing.T) {
 	})
 	c := client.New(client.Options{Socket: path})
 	t.Cleanup(func() { _ = c.Close() })
-	r, err := reportInside(t.Context(), c.Tokens())
+	r, err := (&app{}).reportInside(t.Context(), c.Tokens())
 	if err != nil || r.Store != "proxy" || len(r.Logins) != 1 {
 		t.Fatalf("%+v, %v", r, err)
 	}

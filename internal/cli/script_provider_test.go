@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -48,6 +49,7 @@ func oauth(ts *testscript.TestScript, _ bool, args []string) {
 		}
 	}
 	var err error
+	s.devices = 0
 	s.server, err = oauthtest.Start(o)
 	ts.Check(err)
 	described := ""
@@ -74,6 +76,16 @@ operations = ["get", "list"]
 acme = ["default"]
 `, s.server.URL(), described)
 	ts.Check(os.WriteFile(filepath.Join(ts.Getenv("CREDPROXY_HOME"), "config.toml"), []byte(text), 0o600))
+}
+
+// taken sets TAKEN to a port that another program has.
+func taken(ts *testscript.TestScript, _ bool, _ []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Defer(func() { _ = l.Close() })
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	ts.Check(err)
+	ts.Setenv("TAKEN", port)
 }
 
 // loginCmd is a login that has to work: login acme/work.

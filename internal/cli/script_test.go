@@ -84,6 +84,7 @@ func scripts(dir string, setup func(*testscript.Env) error) testscript.Params {
 			"leave":     leave,
 			"interrupt": interrupt,
 			"typing":    typing,
+			"taken":     taken,
 			"pasting":   pasting,
 			"nosecrets": noSecrets,
 			"jsonkeys":  jsonKeys,

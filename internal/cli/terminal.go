@@ -203,8 +203,8 @@ func (a *app) waiting(w wait) (stop func()) {
 		defer tick.Stop()
 		for i := 0; ; i++ {
 			left := ""
-			if end := w.until(); !end.IsZero() {
-				left = fmt.Sprintf(", %s left", max(0, time.Until(end)).Round(time.Second))
+			if end := w.until(); time.Now().Before(end) {
+				left = fmt.Sprintf(", %s left", time.Until(end).Round(time.Second))
 			}
 			line := frames[i%len(frames)] + " waiting for " + w.what + left + ctrlC
 			fmt.Fprint(a.stderr, "\r\x1b[K"+cut(line, width(a.stderr)-1))

@@ -168,7 +168,7 @@ func TestConsentOnTheTerminalOfServe(t *testing.T) {
 		t.Errorf("while somebody is asked: %v (%s), retryAfter %v", a, a.Error, a.RetryAfter)
 	}
 	first.Close() // and the question with it
-	screen.shows(regexp.MustCompile(`credproxy: not allowed`))
+	screen.shows(regexp.MustCompile(`credproxy: withdrawn`))
 
 	c.request("oauth_initiate", m{"provider": "acme", "bucket": "second", "flow": "pkce_redirect"})
 	screen.answers("acme/second, by a pasted code", "yes\r", "allowed")
