@@ -106,7 +106,11 @@ func TestNoSecretOfALoginComesOut(t *testing.T) {
 	inner := hostStation{h.inside(wire.path)}
 
 	everyLogin(t, all, func(v *vendor, bucket, flow string) error {
-		return logIn(inner, v, v.name+"/"+bucket, flow, bucket == "first", "-v", "--qr")
+		more := []string{"-v", "--qr"}
+		if bucket == "first" { // with a QR code it would be the first that a phone can finish
+			more = more[:1]
+		}
+		return logIn(inner, v, v.name+"/"+bucket, flow, bucket == "first", more...)
 	})
 	// The same on the host, for what it prints there.
 	plain := all[slices.IndexFunc(all, func(v *vendor) bool { return v.name == "plain" })]
