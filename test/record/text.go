@@ -110,7 +110,7 @@ func transcript(shown string) string {
 	for line := range strings.SplitSeq(strings.ReplaceAll(shown, "\r\n", "\n"), "\n") {
 		drawn := strings.Split(line, clearLine)
 		for i, part := range drawn {
-			part = strings.TrimRight(escapes.ReplaceAllString(part, ""), " ")
+			part = strings.TrimRight(strings.TrimLeft(escapes.ReplaceAllString(part, ""), "\r"), " ")
 			moving := part != "" && strings.ContainsAny(part[:min(3, len(part))], frames)
 			next := i+1 < len(drawn)
 			if next && (!moving || drawn[i+1] != "" && strings.ContainsAny(drawn[i+1][:min(3, len(drawn[i+1]))], frames)) {
