@@ -66,10 +66,10 @@ func TestNothingIsLeftOfALoginThatWasGivenUp(t *testing.T) {
 		wants(t, "cancel of what was cancelled", l.cancel(), "", "")
 	}
 
-	// Taken out of the profile: the next operation says so and ends it, and it is not there when it is back in.
-	h.configure(narrow)
-	eventually(t, soon, "the edit is seen", func() bool { return c.token("acme/taken-out").Code == "UNAUTHORIZED" })
+	// Taken out of the profile: the edit ends it, although nobody asks, and it stays ended when it is back in.
 	code := pasted.copied(s)
+	h.configure(narrow)
+	eventually(t, soon, "the edit ends the login", func() bool { return !listens(listenerOf(browsers[1].url)) })
 	wants(t, "poll of what was taken out", devices[1].poll(), "UNAUTHORIZED", "")
 	wants(t, "cancel of what was taken out", browsers[1].cancel(), "UNAUTHORIZED", "")
 	wants(t, "exchange of what was taken out", pasted.exchange(code), "UNAUTHORIZED", "")
@@ -79,9 +79,9 @@ func TestNothingIsLeftOfALoginThatWasGivenUp(t *testing.T) {
 	h.configure(wide)
 	eventually(t, soon, "the edit is seen", func() bool { return c.token("acme/taken-out").Code == "NOT_FOUND" })
 	for _, l := range []*pending{devices[1], browsers[1]} {
-		wants(t, "poll of what was taken out", l.poll(), "SESSION_NOT_FOUND", "")
+		wants(t, "poll of what was taken out", l.poll(), "UNAUTHORIZED", "not allowed any more")
 	}
-	wants(t, "exchange of what was taken out", pasted.exchange(code), "SESSION_NOT_FOUND", "")
+	wants(t, "exchange of what was taken out", pasted.exchange(code), "UNAUTHORIZED", "not allowed any more")
 
 	// Nobody waits for the answer to oauth_initiate: the request is cancelled, or the connection has gone.
 	held := make(chan struct{})
