@@ -122,6 +122,9 @@ func (a *app) examine(ctx context.Context) []check {
 	var slow sync.WaitGroup
 	slow.Go(func() { engines = checkEngines(ctx, host) })
 	slow.Go(func() { stores = a.checkStores(ctx, configured, dirs) })
+	if _, err := config.LoginTimeout(); err != nil {
+		checks = append(checks, fail("time for a login", "correct the variable, or unset it", err))
+	}
 	checks = append(checks, checkStateDir(dirs), checkSocket(), checkClock(dirs, time.Now()), a.checkProtection(), checkBinary())
 	slow.Wait()
 	checks = append(checks, stores...)

@@ -60,13 +60,13 @@ func TestHintForAnUnknownProvider(t *testing.T) {
 		{"nope", nil, "no provider is configured: describe it in [providers.nope] of /c.toml"},
 		{"nope", []string{"acme", "globex"}, "configured: acme, globex (credproxy providers says more); or describe it in [providers.nope] of /c.toml"},
 		{"nope", []string{"acme", "globex", "initech", "umbrella"}, "4 providers are configured, and none is called so: credproxy providers lists them; or describe"},
-		{"acne", []string{"acme", "globex"}, "did you mean acme? it is configured: credproxy auth login acme"},
-		{"anthropic", []string{"acme"}, "this version cannot log in to the built-in provider; "},
+		{"acne", []string{"acme", "globex"}, "did you mean acme? credproxy auth login acme"},
+		{"antropic", []string{"acme"}, "did you mean anthropic? credproxy auth login anthropic"},
 		{strings.Repeat("x", 40), nil, "no provider is configured: describe it in [providers.NAME] of /c.toml"},
 	} {
 		described := &config.Config{Path: "/c.toml", Providers: map[string]*config.Provider{}}
 		for _, name := range c.configured {
-			described.Providers[name] = &config.Provider{}
+			described.Providers[name] = &config.Provider{Name: name}
 		}
 		if got := unknownHint(c.name, described); !strings.HasPrefix(got, c.want) {
 			t.Errorf("%s of %q: %q", c.name, c.configured, got)

@@ -142,7 +142,11 @@ func loginHint(ctx context.Context, source tokens, l login) string {
 	}
 	near := nearest(l.provider, stored)
 	h, onHost := source.(*host)
-	if !onHost || slices.Contains(stored, l.provider) || h.config.Providers[l.provider] != nil {
+	known := false
+	if onHost {
+		_, known = describe(h.config, l.provider)
+	}
+	if !onHost || known || slices.Contains(stored, l.provider) {
 		if near != "" {
 			return "did you mean " + near + "? it is logged in; else " + loginCommand(l)
 		}
@@ -170,11 +174,9 @@ func bucketHint(l login, stored []string) string {
 func unknownHint(name string, c *config.Config) string {
 	configured := slices.Sorted(maps.Keys(c.Providers))
 	describe := "describe it in [providers." + shown(name, "NAME") + "] of " + c.Path
-	switch near := nearest(name, configured); {
-	case slices.Contains(config.BuiltinProviders, name):
-		return "this version cannot log in to the built-in provider; describe it under a name of your own in [providers.NAME] of " + c.Path
+	switch near := nearest(name, providerNames(c)); {
 	case near != "":
-		return "did you mean " + near + "? it is configured: credproxy auth login " + near
+		return "did you mean " + near + "? credproxy auth login " + near
 	case len(configured) == 0:
 		return "no provider is configured: " + describe
 	case len(configured) <= 3:
