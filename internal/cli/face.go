@@ -264,9 +264,7 @@ func (f *face) rest() {
 // is no answer.
 func (f *face) confirm(ctx context.Context, question string) (bool, error) {
 	f.rest()
-	ask := func() { fmt.Fprintf(f.app.stderr, "%s [y/N] ", question) }
-	ask()
-	answer, err := f.readLine(ctx, maxCode, ask)
+	answer, err := f.readLine(ctx, maxCode, func() { fmt.Fprintf(f.app.stderr, "%s [y/N] ", question) })
 	if err != nil || !isTerminal(f.app.stdin) {
 		fmt.Fprintln(f.app.stderr)
 	}
@@ -274,18 +272,21 @@ func (f *face) confirm(ctx context.Context, question string) (bool, error) {
 	return answer == "y" || answer == "yes", err
 }
 
-// readLine reads a line of stdin, of which it keeps the first limit bytes; io.EOF is the end without one. again, if it is there,
-// is called when this process goes on after it was stopped. When ctx ends, the goroutine that reads is left to the end of the
-// process.
-func (f *face) readLine(ctx context.Context, limit int, again func()) (string, error) {
+// readLine reads a line of stdin, of which it keeps the first limit bytes; io.EOF is the end without one. ask, if it is there,
+// shows what is asked, at first and whenever this process goes on after it was stopped. When ctx ends, the goroutine that reads
+// is left to the end of the process.
+func (f *face) readLine(ctx context.Context, limit int, ask func()) (string, error) {
 	if f.input == nil {
 		f.input = bufio.NewReader(f.app.stdin)
 	}
 	var continued chan os.Signal
-	if again != nil && isTerminal(f.app.stdin) {
+	if ask != nil && isTerminal(f.app.stdin) { // before anything is asked: the answer may be Ctrl-Z
 		continued = make(chan os.Signal, 1)
 		signal.Notify(continued, syscall.SIGCONT)
 		defer signal.Stop(continued)
+	}
+	if ask != nil {
+		ask()
 	}
 	type result struct {
 		line []byte
@@ -312,7 +313,7 @@ func (f *face) readLine(ctx context.Context, limit int, again func()) (string, e
 		case got := <-done:
 			return strings.TrimRight(string(got.line), "\r\n"), got.err
 		case <-continued:
-			again()
+			ask()
 		case <-ctx.Done():
 			return "", ctx.Err()
 		}

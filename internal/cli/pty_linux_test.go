@@ -87,6 +87,9 @@ func typing(ts *testscript.TestScript, neg bool, args []string) {
 				}
 			}
 		}
+		if errors.Is(err, os.ErrDeadlineExceeded) { // what waits for an answer that does not come is not waited for
+			_ = cmd.Process.Kill()
+		}
 		if err != nil { // EIO: nobody has the terminal open any more
 			break
 		}
