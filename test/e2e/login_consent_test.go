@@ -223,7 +223,11 @@ func TestVendorsTermsAreAskedOnce(t *testing.T) {
 	login := []string{"auth", "login", "anthropic", "--no-browser"}
 	for _, no := range []string{"", "n\n", "\n", "maybe\n", "n\ny\n"} {
 		r := h.runWith(no, login...)
-		h.failed(r, 1, "you did not agree")
+		says := "you did not agree"
+		if no == "" {
+			says = "nobody has agreed"
+		}
+		h.failed(r, 1, says)
 		if !strings.Contains(r.stderr, "restricted: Anthropic does not permit") || anyURL.MatchString(r.stdout) {
 			t.Errorf("%v", r)
 		}
