@@ -217,7 +217,7 @@ func notLoggedIn(err error, h *host, l login) error {
 	case asked.NoSecret() && described != nil:
 		f.err, f.hint = errors.New(asked.Reason()), "credproxy key set "+described.ClientSecretKey+", then the login again"
 	case asked.NoSecret():
-		f.err = asked // it says where the vendor publishes it
+		f.err, f.hint = asked, "then the login again: credproxy auth login "+l.String() // it says where the vendor publishes the secret
 	case strings.HasPrefix(advice, saysClient):
 		f.hint = clientHintIn(section, h.config.Path)
 	case strings.HasPrefix(advice, saysScopes) && described != nil:

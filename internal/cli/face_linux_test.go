@@ -103,7 +103,11 @@ func TestCodeIsHidden(t *testing.T) {
 			t.Errorf("the terminal is left as %+v, was %+v", now, before)
 		}
 	}
-	shown := screen("20000 characters")
+	_ = f.app.write("the end")
+	shown := screen("the end")
+	if !strings.Contains(shown, "20000 characters") {
+		t.Error("it does not show how long the code is")
+	}
 	if strings.Contains(shown, "test-code") {
 		t.Error("the code is on the screen")
 	}
