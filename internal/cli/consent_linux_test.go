@@ -292,7 +292,7 @@ func TestConsentInAShell(t *testing.T) {
 			a.shows("credproxy: the sandbox (pid 4711) asks to log in to acme/default\r")
 		}
 	}
-	a.asks(900 * time.Millisecond)
+	a.asks(3 * time.Second)
 	a.shows(allow)
 	a.says("false context deadline exceeded")
 	a.types("\x04")
@@ -351,11 +351,11 @@ func TestConsentAgainstASandbox(t *testing.T) {
 	}
 	a.types("#")
 	a.shows("got <#>") // it goes on
-	a.asks(900 * time.Millisecond)
+	a.asks(3 * time.Second)
 	a.shows(allow)
 	a.shows("no answer: not allowed")
 	a.says("false context deadline exceeded")
-	a.asks(-900 * time.Millisecond)
+	a.asks(-3 * time.Second)
 	a.shows(allow)
 	a.shows("credproxy: withdrawn")
 	a.says("false context canceled")

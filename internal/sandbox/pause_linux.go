@@ -17,6 +17,9 @@ import (
 // as stopped if it is about to be: it cannot return to its program any more.
 const patience = 200 * time.Millisecond
 
+// settled is how long nothing must have run.
+const settled = 100 * time.Millisecond
+
 // procID is a process for as long as the machine runs: numbers are used again.
 type procID struct {
 	pid   int
@@ -61,9 +64,10 @@ func newFamily(client *process, program string) *family {
 }
 
 // stop stops the family, parents before children, so that no parent sees its child stop: an interactive shell would take the
-// terminal then. It looks again until nothing new has appeared and nothing has run between two looks.
+// terminal then. It looks again until nothing new has appeared and nothing has run for a while: a thread counts as stopped a
+// moment before it leaves its processor, which on a busy machine may be a long moment.
 func (t *family) stop(ctx context.Context, over <-chan struct{}) error {
-	begun := time.Now()
+	begun, since := time.Now(), time.Now()
 	var before map[procID]map[int]thread
 	for {
 		procs, err := t.round()
@@ -71,7 +75,9 @@ func (t *family) stop(ctx context.Context, over <-chan struct{}) error {
 			return err
 		}
 		now := threadsOf(procs)
-		if stands(now, time.Since(begun) > patience) && equal(before, now) {
+		if !equal(before, now) {
+			since = time.Now()
+		} else if stands(now, time.Since(begun) > patience) && time.Since(since) >= settled {
 			t.mu.Lock()
 			defer t.mu.Unlock()
 			t.stood, t.groups = now, map[int]bool{}
