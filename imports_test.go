@@ -22,7 +22,9 @@ var arrows = map[string][]string{
 	"internal/protect":    {},
 	"internal/audit":      {},
 	"internal/config":     {},
-	"internal/sandbox":    {},
+	"internal/bridge":     {"internal/socket"},
+	"internal/guest":      {"wire", "internal/frame", "internal/protect", "internal/bridge"},
+	"internal/sandbox":    {"internal/bridge", "internal/guest"},
 	"internal/oauthtest":  {},
 	"internal/server":     {"wire", "internal/frame", "internal/audit", "internal/socket"},
 
@@ -45,7 +47,7 @@ var arrows = map[string][]string{
 	"internal/vault/internal/journal":  {"internal/atomicfile", "internal/privatedir", "internal/vault/internal/secret", "internal/vault/internal/store", "internal/vault/internal/store/…"},
 	"internal/vault/internal/store":    {"internal/atomicfile", "internal/privatedir", "internal/vault/internal/secret", "internal/vault/internal/store/…"},
 
-	"internal/daemon": {"wire", "internal/audit", "internal/config", "internal/privatedir", "internal/server", "internal/socket", "internal/vault"},
+	"internal/daemon": {"wire", "internal/audit", "internal/bridge", "internal/config", "internal/privatedir", "internal/server", "internal/socket", "internal/vault"},
 	".":               {"client", "wire", "internal/config", "internal/daemon", "internal/vault"},
 	"internal/cli": {
 		".", "client", "wire", "internal/audit", "internal/config", "internal/daemon", "internal/oauthtest",
