@@ -33,8 +33,16 @@ type Engine struct {
 	Kind     Kind
 	Path     string // of its client program
 	Version  string
-	Rootless bool   // podman run by someone who is not root
+	Product  string // what people call it where that is not the Kind: "Docker Desktop", "podman machine"
+	Arch     string // of the machine that containers run on, as GOARCH; empty: unknown
+	Rootless bool   // root inside is somebody else outside: who runs podman or the docker server
+	Remapped bool   // docker's server has userns-remap: nobody inside is who they are outside, unless the container has --userns=host
+	VM       bool   // containers run in a virtual machine: no Unix socket of this machine works in them, and /proc, /sys are not theirs
+	Service  bool   // podman's client only talks to a service, as it always does to a machine; it takes fewer options then
 	Init     string // empty: it has no init to offer; defaultInit; or the path of one (podman)
+
+	// HostNames are names that lead from inside to this machine's loopback. Only a VM has them, and may not keep the promise.
+	HostNames []string
 
 	filter []byte // bwrap: the system call filter, see terminalFilter
 }
