@@ -116,30 +116,6 @@ func TestInterpreter(t *testing.T) {
 	}
 }
 
-func TestFind(t *testing.T) {
-	root := tree(t, "a/", "a/dir/", "b/dir", "b/plain", "b/prog")
-	for _, f := range []string{"b/dir", "b/prog"} {
-		if err := os.Chmod(filepath.Join(root, f), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	path := filepath.Join(root, "a") + ":" + filepath.Join(root, "b")
-	for name, want := range map[string]string{"prog": "b/prog", "dir": "b/dir"} {
-		if got, err := find(name, path); err != nil || got != filepath.Join(root, want) {
-			t.Errorf("%s: %q, %v", name, got, err)
-		}
-	}
-	if got, err := find("./x", path); got != "./x" || err != nil {
-		t.Errorf("a path: %q, %v", got, err)
-	}
-	if _, err := find("plain", path); !errors.Is(err, os.ErrPermission) {
-		t.Errorf("not executable: %v", err)
-	}
-	if _, err := find("nothing", path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("not there: %v", err)
-	}
-}
-
 func TestExitStatus(t *testing.T) {
 	for command, want := range map[string]int{"exit 0": 0, "exit 7": 7, "kill -TERM $$": 143, "kill -KILL $$": 137} {
 		if got := exitStatus(exec.Command("/bin/sh", "-c", command).Run()); got != want {

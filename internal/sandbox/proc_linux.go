@@ -11,22 +11,9 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
-
-// landlockScopeABI is the first Landlock ABI that can scope abstract Unix sockets and signals (landlock(7), Linux 6.12).
-const landlockScopeABI = 6
-
-// landlockABI returns the kernel's Landlock ABI, or 0 where there is none.
-func landlockABI() int {
-	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
-	if errno != 0 {
-		return 0
-	}
-	return int(abi)
-}
 
 // process is a started engine client.
 type process struct {
@@ -54,28 +41,6 @@ func start(cmd *exec.Cmd, deathSignal syscall.Signal) (*process, error) {
 		}
 	}()
 	return p, <-started
-}
-
-// restrictThread takes away from the calling thread, and from what it executes, every abstract Unix socket of others and every
-// process of others to signal.
-func restrictThread() error {
-	if landlockABI() < landlockScopeABI {
-		return nil // Prepare has warned
-	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("no new privileges: %w", err)
-	}
-	// Only the fields that ABI 6 knows are passed.
-	attr := unix.LandlockRulesetAttr{Scoped: unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL}
-	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Offsetof(attr.Quiet_access_fs), 0)
-	if errno != 0 {
-		return fmt.Errorf("landlock: %w", errno)
-	}
-	defer unix.Close(int(fd))
-	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); errno != 0 {
-		return fmt.Errorf("landlock: %w", errno)
-	}
-	return nil
 }
 
 // closeOnExec keeps what this process inherited out of the sandbox: an open directory would be a way out of it.

@@ -11,19 +11,13 @@ import (
 
 // No engine is offered on this system yet (see Host.Select), so nothing below is reached.
 
-const landlockScopeABI = 6
-
 var errLinuxOnly = errors.New("sandboxes run on Linux only")
-
-func landlockABI() int { return 0 }
 
 type process struct {
 	*os.Process
 	done chan struct{}
 	err  error
 }
-
-func restrictThread() error { return errLinuxOnly }
 
 func start(*exec.Cmd, syscall.Signal) (*process, error) { return nil, errLinuxOnly }
 

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/term"
+
+	"github.com/credproxy/credproxy/internal/guest"
 )
 
 // Stdio is what the command reads and writes. It is handed on as it is: nothing of the input is read by this process, so
@@ -208,7 +210,7 @@ func (r *run) bwrap(ctx context.Context, signals <-chan os.Signal) (int, error) 
 
 // startBwrap starts bwrap and one goroutine, which reads what bwrap tells and ends (statusDone) when bwrap does.
 func (r *run) startBwrap(fromTerminal bool) error {
-	words := []string{r.plan.engine.Path, "--args", fmt.Sprint(bwrapArgsFD), "--", bwrapBinary, enterWord}
+	words := []string{r.plan.engine.Path, "--args", fmt.Sprint(bwrapArgsFD), "--", bwrapBinary, guest.EnterWord}
 	if fromTerminal {
 		words = append([]string{r.plan.binary, ignoreWord}, words...)
 	}

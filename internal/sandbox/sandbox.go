@@ -22,6 +22,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/credproxy/credproxy/internal/guest"
 )
 
 // SocketEnv names the variable that tells a program inside where its socket is.
@@ -269,7 +271,7 @@ func (s *Sandbox) prepareBwrap(p *plan, spec Spec) error {
 	}
 	p.extra = pointedFiles(p.system)
 	p.env = bwrapEnv(spec.Host.Environ, p.home, p.socket, spec.Env)
-	if landlockABI() < landlockScopeABI {
+	if !guest.CanScope() {
 		s.Warnings = append(s.Warnings, "this kernel cannot scope abstract Unix sockets (Landlock ABI 6, Linux 6.12), so those of the host (a session bus, X11) stay reachable from the sandbox: use docker or podman, or a newer kernel")
 	}
 	return nil
