@@ -38,11 +38,11 @@ root() { "${as_root[@]}" "$@"; }
 
 scratch=$(mktemp -d)
 engines_job=
-docker_before=$(root docker info --format '{{.ServerVersion}}' 2>/dev/null || true) # a server that runs already is not ours to stop
+engines_before=$(root "$PWD/test/engines.sh" started) # what runs already is not ours to stop
 finish() {
 	status=$?
 	[ -z "$engines_job" ] || wait "$engines_job" || true
-	[ -n "$docker_before" ] || root "$PWD/test/engines.sh" down || true
+	[ -n "$engines_before" ] || root "$PWD/test/engines.sh" down || true
 	root rm -rf "$scratch"
 	[ $status = 0 ] && say "all passed in $((SECONDS - begun)) s" || say "FAILED after $((SECONDS - begun)) s"
 }
