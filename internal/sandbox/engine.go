@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Kind names an engine.
@@ -56,6 +58,7 @@ type Status struct {
 	Version string
 	Detail  string // why it does not work, or what to know about it
 	Hint    string // what to do
+	Engine  Engine // as Select returns it, if OK
 }
 
 // Host is what finding an engine depends on.
@@ -123,11 +126,8 @@ func (h Host) probe(ctx context.Context, k Kind) (Engine, Status) {
 	fail := func(detail, hint string) (Engine, Status) {
 		return e, Status{Kind: k, Version: e.Version, Detail: detail, Hint: hint}
 	}
-	if runtime.GOOS != "linux" {
-		if k == Bwrap {
-			return fail("only on Linux", "use docker or podman")
-		}
-		return fail("containers run in a virtual machine here, which Unix sockets do not cross", "run credproxy on Linux")
+	if k == Bwrap && runtime.GOOS != "linux" {
+		return fail("only on Linux", "use docker or podman")
 	}
 	e.Path = h.look(string(k))
 	if e.Path == "" {
@@ -135,25 +135,21 @@ func (h Host) probe(ctx context.Context, k Kind) (Engine, Status) {
 		if path := everywhere.look(string(k)); path != "" {
 			return fail(path+" lies in the project's directory, which must not bring its own sandbox", "run it from another directory")
 		}
-		return fail("not found in PATH", installHints[k])
+		return fail("not found in PATH", installHint(runtime.GOOS, k))
 	}
-	var detail, hint string
+	var v verdict
 	switch k {
 	case Docker:
-		detail, hint = h.probeDocker(ctx, &e)
+		v = h.probeDocker(ctx, &e)
 	case Podman:
-		detail, hint = h.probePodman(ctx, &e)
+		v = h.probePodman(ctx, &e)
 	case Bwrap:
-		detail, hint = h.probeBwrap(ctx, &e)
+		v = h.probeBwrap(ctx, &e)
 	}
-	if detail != "" {
-		return fail(detail, hint)
+	if v.bad() {
+		return fail(v.detail, v.hint)
 	}
-	st := Status{Kind: k, OK: true, Version: e.Version}
-	if e.Rootless {
-		st.Detail = "rootless"
-	}
-	return e, st
+	return e, Status{Kind: k, OK: true, Version: e.Version, Detail: e.about(), Engine: e}
 }
 
 var installHints = map[Kind]string{
@@ -162,79 +158,112 @@ var installHints = map[Kind]string{
 	Bwrap:  "install bubblewrap (Debian, Ubuntu: apt-get install bubblewrap; Fedora: dnf install bubblewrap; Arch: pacman -S bubblewrap)",
 }
 
-func (h Host) probeDocker(ctx context.Context, e *Engine) (detail, hint string) {
-	// The context, not only DOCKER_HOST, decides where the client connects.
+func installHint(goos string, k Kind) string {
+	switch {
+	case goos == "darwin" && k == Docker:
+		return "install Docker Desktop, OrbStack, Colima or Rancher Desktop"
+	case goos == "darwin" && k == Podman:
+		return "install podman (brew install podman; podman machine init; podman machine start)"
+	}
+	return installHints[k]
+}
+
+func (h Host) probeDocker(ctx context.Context, e *Engine) verdict {
+	// The context, not only DOCKER_HOST, decides where the client connects. Asking for it reaches out to nothing.
 	endpoint, err := h.output(ctx, e.Path, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
 	if err != nil {
 		if version, _ := h.output(ctx, e.Path, "--version"); strings.Contains(version, "podman") {
-			return "the docker command is podman's", "use --engine podman"
+			return verdict{"the docker command is podman's", "use --engine podman"}
 		}
-		return err.Error(), "check with: docker info"
+		return verdict{err.Error(), "check with: docker info"}
 	}
-	if endpoint != "" && !strings.HasPrefix(endpoint, "unix://") {
-		return "it is on another machine (" + endpoint + "), where our socket is not", "unset DOCKER_HOST, or: docker context use default"
+	if v := dockerEndpoint(endpoint); v.bad() {
+		return v
 	}
 	out, err := h.output(ctx, e.Path, "info", "--format", "{{json .}}")
-	var info struct {
-		ServerVersion, OperatingSystem string
-		SecurityOptions, ServerErrors  []string
-		InitBinary                     string
-		InitCommit                     struct{ ID string }
-	}
+	var info dockerInfo
 	if jsonErr := json.Unmarshal([]byte(out), &info); err != nil || jsonErr != nil || info.ServerVersion == "" {
 		if len(info.ServerErrors) > 0 {
 			err = errors.New(firstLine(info.ServerErrors[0]))
 		} else if err == nil {
 			err = errors.New("its server does not answer")
 		}
-		if strings.Contains(err.Error(), "permission denied") {
-			return err.Error(), "join the docker group, or use podman"
-		}
-		return err.Error(), "start the server: systemctl start docker"
+		return verdict{err.Error(), startHint(runtime.GOOS, Docker, err.Error())}
 	}
-	e.Version = info.ServerVersion
-	for _, o := range info.SecurityOptions {
-		switch {
-		case strings.HasPrefix(o, "name=rootless"):
-			return "the server runs rootless and cannot keep our UID", "use --engine podman"
-		case strings.HasPrefix(o, "name=userns"):
-			return "the server remaps users and cannot keep our UID", "use --engine podman"
-		}
-	}
-	if info.OperatingSystem == "Docker Desktop" {
-		return "Docker Desktop runs containers in a virtual machine, which Unix sockets do not cross", "docker context use default, or use --engine podman"
-	}
-	if info.InitBinary != "" && info.InitCommit.ID != "N/A" {
-		e.Init = defaultInit
-	}
-	return "", ""
+	judgeDocker(thisMachine(), endpoint, info, e)
+	return verdict{}
 }
 
-func (h Host) probePodman(ctx context.Context, e *Engine) (detail, hint string) {
+func (h Host) probePodman(ctx context.Context, e *Engine) verdict {
+	at := thisMachine()
+	// Without these podman works on this machine, if there is one for it. What is on another is not connected to.
+	connected := at.goos != "linux"
+	for _, name := range []string{"CONTAINER_HOST", "CONTAINER_CONNECTION"} {
+		value, _ := lookup(h.Environ, name)
+		connected = connected || value != ""
+	}
+	if connected {
+		if v := h.podmanConnected(ctx, e); v.bad() {
+			return v
+		}
+	}
 	out, err := h.output(ctx, e.Path, "info", "--format", "json")
 	if err != nil {
-		return err.Error(), "check with: podman info"
+		return verdict{err.Error(), startHint(at.goos, Podman, err.Error())}
 	}
-	var info struct {
-		Host struct {
-			ServiceIsRemote bool
-			IDMappings      struct{ UIDMap []struct{ Size int } }
-			Security        struct{ Rootless bool }
-		}
-		Version struct{ Version string }
-	}
+	var info podmanInfo
 	if err := json.Unmarshal([]byte(out), &info); err != nil {
-		return "podman info: " + err.Error(), "check with: podman info"
+		return verdict{"podman info: " + err.Error(), "check with: podman info"}
 	}
-	e.Version, e.Rootless = info.Version.Version, info.Host.Security.Rootless
-	if info.Host.ServiceIsRemote {
-		return "it is on another machine, where our socket is not", "unset CONTAINER_HOST"
+	if info.Host.ServiceIsRemote && !connected { // remote = true in containers.conf
+		if v := h.podmanConnected(ctx, e); v.bad() {
+			return v
+		}
 	}
-	if e.Rootless && len(info.Host.IDMappings.UIDMap) < 2 {
-		return "no subordinate UIDs are given to you", "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER; podman system migrate"
+	return judgePodman(at, info, e)
+}
+
+func (h Host) podmanConnected(ctx context.Context, e *Engine) verdict {
+	out, err := h.output(ctx, e.Path, "system", "connection", "list", "--format", "json")
+	var list []podmanConnection
+	if err == nil {
+		list, err = parseConnections(out)
 	}
-	e.Init = podmanInit()
-	return "", ""
+	if err != nil {
+		return verdict{err.Error(), "check with: podman system connection list"}
+	}
+	to, err := podmanDestination(h.Environ, list)
+	if err != nil {
+		return verdict{err.Error(), startHint(runtime.GOOS, Podman, "")}
+	}
+	return judgeDestination(to)
+}
+
+// startHint says how an engine that does not answer is brought to life.
+func startHint(goos string, k Kind, why string) string {
+	switch {
+	case k == Docker && goos == "darwin":
+		return "start Docker Desktop (or OrbStack, Colima, Rancher Desktop), or choose another server: docker context ls"
+	case k == Docker && strings.Contains(why, "permission denied"):
+		return "join the docker group, or use podman"
+	case k == Docker:
+		return "start the server: systemctl start docker"
+	case goos != "linux":
+		return "make and start its machine: podman machine init; podman machine start"
+	}
+	return "check with: podman info"
+}
+
+func thisMachine() here {
+	at := here{goos: runtime.GOOS}
+	if at.goos == "linux" {
+		var name unix.Utsname
+		if unix.Uname(&name) == nil {
+			at.kernel = unix.ByteSliceToString(name.Release[:])
+		}
+		at.init = podmanInit()
+	}
+	return at
 }
 
 // podmanInit returns defaultInit where podman's own init is installed, else the path of another that needs nothing of the
@@ -253,23 +282,23 @@ func podmanInit() string {
 	return ""
 }
 
-func (h Host) probeBwrap(ctx context.Context, e *Engine) (detail, hint string) {
+func (h Host) probeBwrap(ctx context.Context, e *Engine) verdict {
 	out, err := h.output(ctx, e.Path, "--version")
 	if err != nil {
-		return err.Error(), installHints[Bwrap]
+		return verdict{err.Error(), installHints[Bwrap]}
 	}
-	e.Version = strings.TrimPrefix(out, "bubblewrap ")
+	e.Version, e.Arch = strings.TrimPrefix(out, "bubblewrap "), runtime.GOARCH
 	e.filter = terminalFilter()
 	_, err = h.output(ctx, e.Path, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL",
 		"--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--perms", "0755", "--tmpfs", "/tmp", "--", e.Path, "--version")
 	if err != nil {
-		hint = "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone), or use docker or podman"
+		hint := "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone), or use docker or podman"
 		if b, _ := os.ReadFile("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"); strings.TrimSpace(string(b)) == "1" {
 			hint = "AppArmor restricts user namespaces here: give bwrap a profile (Ubuntu: apt-get install apparmor-profiles, then aa-enforce bwrap-userns-restrict), or use docker or podman"
 		}
-		return err.Error(), hint
+		return verdict{err.Error(), hint}
 	}
-	return "", ""
+	return verdict{}
 }
 
 // look finds a program by the absolute entries of PATH that do not lie in a directory to avoid: a project must not bring
