@@ -12,8 +12,6 @@ const (
 	containerBin    = "/usr/local/bin"
 	containerBinary = containerBin + "/credproxy"
 	runLabel        = "io.credproxy.run"
-	// envFile is how the engine's client names the first file that Run hands down to it.
-	envFile = "/proc/self/fd/3"
 )
 
 // dockerArgs returns the arguments of docker(1) for p.
