@@ -15,9 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// envFile is how the engine's client names the first file that Run hands down to it.
-const envFile = "/proc/self/fd/3"
-
 // start starts cmd so that it gets deathSignal when this process dies. The kernel sends it when the thread ends that started the
 // process, so one goroutine keeps that thread until the process has ended; then the goroutine ends too, and done says so.
 func start(cmd *exec.Cmd, deathSignal syscall.Signal) (*process, error) {

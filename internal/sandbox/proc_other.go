@@ -12,9 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// envFile is how the engine's client names the first file that Run hands down to it. To open it is to duplicate the descriptor.
-const envFile = "/dev/fd/3"
-
 // start starts cmd, and one goroutine that waits for its end. These systems tell no process of the death of its parent: should this
 // one be killed, the client goes on, and the next Sweep removes its container; what the sandbox had of us ends at once.
 func start(cmd *exec.Cmd, _ syscall.Signal) (*process, error) {
