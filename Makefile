@@ -2,21 +2,29 @@
 # make test   everything there is to test (installs what the tests need)
 # make lint   formatting, vet, static analysis, a tidy go.mod
 # make bench  speed and memory beside a raw echo
-# make build  bin/credproxy
+# make build  bin/credproxy; on macOS also the program that runs inside containers, bin/credproxy-linux-ARCH
+# make cross  dist/credproxy-OS-ARCH for all systems
+# make install  into PREFIX (/usr/local); DESTDIR is put before it
 # make recordings  docs/recordings and the transcripts in docs/logins.md, anew
 
 SHELL       := /bin/bash
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 BUILD_FLAGS := -trimpath -ldflags '-s -w -X github.com/credproxy/credproxy/internal/cli.version=$(VERSION)'
+GUESTS      := $(if $(filter Linux,$(shell uname -s)),,amd64 arm64)
+PREFIX      := $(or $(PREFIX),/usr/local)
 export CGO_ENABLED ?= 0
 
-.PHONY: all build demo test lint bench recordings cross install clean
+.PHONY: all build demo test lint bench recordings cross install clean check-platform
 
 all: build
 
 # Static, so that the same file runs inside any container.
-build:
+build: $(GUESTS:%=guest-%)
 	go build $(BUILD_FLAGS) -o bin/credproxy ./cmd/credproxy
+
+# Where this system's own program cannot run in a container: for either processor, for an engine may emulate the other one's machine.
+guest-%:
+	GOOS=linux GOARCH=$* go build $(BUILD_FLAGS) -o bin/credproxy-linux-$* ./cmd/credproxy
 
 demo: build
 	test/engine-for-demo.sh
@@ -41,7 +49,16 @@ cross:
 	done
 
 install: build
-	install -m 0755 bin/credproxy $(or $(PREFIX),/usr/local)/bin/credproxy
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 bin/credproxy $(DESTDIR)$(PREFIX)/bin/credproxy
+ifneq ($(GUESTS),)
+	install -d $(DESTDIR)$(PREFIX)/libexec/credproxy
+	install -m 0755 $(GUESTS:%=bin/credproxy-linux-%) $(DESTDIR)$(PREFIX)/libexec/credproxy
+endif
+
+# What works on this machine, a line each: see docs/platforms.md.
+check-platform:
+	test/check-platform.sh
 
 clean:
 	rm -rf bin dist
