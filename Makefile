@@ -11,7 +11,7 @@ SHELL       := /bin/bash
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 BUILD_FLAGS := -trimpath -ldflags '-s -w -X github.com/credproxy/credproxy/internal/cli.version=$(VERSION)'
 GUESTS      := $(if $(filter Linux,$(shell uname -s)),,amd64 arm64)
-PREFIX      := $(or $(PREFIX),/usr/local)
+DEST         = $(DESTDIR)$(or $(PREFIX),/usr/local)
 export CGO_ENABLED ?= 0
 
 .PHONY: all build demo test lint bench recordings cross install clean check-platform
@@ -49,11 +49,11 @@ cross:
 	done
 
 install: build
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 0755 bin/credproxy $(DESTDIR)$(PREFIX)/bin/credproxy
+	install -d $(DEST)/bin
+	install -m 0755 bin/credproxy $(DEST)/bin/credproxy
 ifneq ($(GUESTS),)
-	install -d $(DESTDIR)$(PREFIX)/libexec/credproxy
-	install -m 0755 $(GUESTS:%=bin/credproxy-linux-%) $(DESTDIR)$(PREFIX)/libexec/credproxy
+	install -d $(DEST)/libexec/credproxy
+	install -m 0755 $(GUESTS:%=bin/credproxy-linux-%) $(DEST)/libexec/credproxy
 endif
 
 # What works on this machine, a line each: see docs/platforms.md.
