@@ -1,5 +1,5 @@
 // Package protect keeps what the process holds in memory inside it. A program that will hold credentials calls
-// [Harden] first thing in main, before it reads any.
+// [Harden] first thing in main, before it reads any; on Linux, one that will start a sandbox's command inside calls [Conceal].
 package protect
 
 import (

@@ -15,3 +15,8 @@ func undumpable() error {
 	}
 	return nil
 }
+
+// Conceal closes the process's memory to debuggers and to other processes of the same user, as [Harden] does, and leaves the core
+// limit as it is: it is for a process that starts somebody else's program, which is to find its limits unchanged. A process that
+// is not dumpable leaves no core dump either.
+func Conceal() error { return undumpable() }

@@ -25,8 +25,8 @@ func TestMain(m *testing.M) {
 	switch part := os.Getenv(partVar); part {
 	case "":
 		os.Exit(m.Run())
-	case "hardened", "plain":
-		err = victim(part == "hardened")
+	case "hardened", "concealed", "plain":
+		err = victim(map[string]func() error{"hardened": Harden, "concealed": Conceal}[part])
 	case "pry":
 		err = pry(os.Args[1])
 	}
@@ -37,8 +37,8 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-// victim raises the core limit as far as it may, hardens itself or not, says so, and waits for its stdin to end.
-func victim(harden bool) error {
+// victim raises the core limit as far as it may, protects itself or not, says so, and waits for its stdin to end.
+func victim(protect func() error) error {
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_CORE, &lim); err != nil {
 		return err
@@ -47,8 +47,8 @@ func victim(harden bool) error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &lim); err != nil {
 		return err
 	}
-	if harden {
-		if err := Harden(); err != nil {
+	if protect != nil {
+		if err := protect(); err != nil {
 			return err
 		}
 	}
@@ -143,10 +143,30 @@ func TestHarden(t *testing.T) {
 	}
 }
 
+func TestConceal(t *testing.T) {
+	core := regexp.MustCompile(`(?m)^Max core file size.*$`)
+	var limits []string
+	for _, part := range []string{"plain", "concealed"} {
+		cmd, out := start(t, "/", part)
+		if got := line(t, out); part == "concealed" && got != "dumpable 0" {
+			t.Errorf("prctl says %q, want dumpable 0", got)
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		limits = append(limits, core.FindString(string(b)))
+	}
+	if limits[0] != limits[1] {
+		t.Errorf("the core limit is %q, and was %q", limits[1], limits[0])
+	}
+}
+
 func TestSameUserCannotLookInside(t *testing.T) {
 	for _, tt := range []struct{ part, want string }{
 		{"plain", "open"}, // or the test would show nothing
 		{"hardened", "closed"},
+		{"concealed", "closed"},
 	} {
 		cmd, out := start(t, "/", tt.part)
 		line(t, out)
@@ -169,7 +189,7 @@ func TestNoCore(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, sig := range []syscall.Signal{syscall.SIGSEGV, syscall.SIGQUIT, syscall.SIGABRT} {
-		for _, part := range []string{"plain", "hardened"} {
+		for _, part := range []string{"plain", "hardened", "concealed"} {
 			dir, err := os.MkdirTemp("/tmp", "core")
 			if err != nil {
 				t.Fatal(err)
@@ -196,7 +216,7 @@ func TestNoCore(t *testing.T) {
 				t.Fatal(err)
 			}
 			switch {
-			case part == "hardened" && (ws.CoreDump() || len(left) != 0):
+			case part != "plain" && (ws.CoreDump() || len(left) != 0):
 				t.Errorf("%v: core dumped: %v, files left: %v", sig, ws.CoreDump(), left)
 			case part == "plain" && !ws.CoreDump():
 				t.Logf("%v: without Harden there is no core either here (pattern %s); the limits are checked in TestHarden",
