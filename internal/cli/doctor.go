@@ -118,14 +118,15 @@ func (a *app) examine(ctx context.Context) []check {
 		host.Avoid = []string{dir}
 	}
 	configured, checks := checkConfiguration()
+	program, own := checkBinary()
 	var engines, stores []check
 	var slow sync.WaitGroup
-	slow.Go(func() { engines = checkEngines(ctx, host) })
+	slow.Go(func() { engines = checkEngines(ctx, host, own) })
 	slow.Go(func() { stores = a.checkStores(ctx, configured, dirs) })
 	if _, err := config.LoginTimeout(); err != nil {
 		checks = append(checks, fail("time for a login", "correct the variable, or unset it", err))
 	}
-	checks = append(checks, checkStateDir(dirs), checkSocket(), checkClock(dirs, time.Now()), a.checkProtection(), checkBinary())
+	checks = append(checks, checkStateDir(dirs), checkSocket(), checkClock(dirs, time.Now()), a.checkProtection(), program)
 	slow.Wait()
 	checks = append(checks, stores...)
 	checks = append(checks, engines...)
@@ -216,37 +217,6 @@ func (a *app) checkProtection() check {
 		return warn(name, "other processes of this user may be able to read the memory of the proxy", "not protected: %v", a.unprotected)
 	}
 	return ok(name, "no core dumps, closed to debuggers")
-}
-
-func checkBinary() check {
-	const name = "program"
-	path, err := os.Executable()
-	if err != nil {
-		return warn(name, "sandboxes get this program mounted", "it cannot be found: %v", err)
-	}
-	if loader := sandbox.Interpreter(path); loader != "" {
-		return warn(name, "build it with CGO_ENABLED=0", "%s needs %s and may not start inside containers of another system", path, loader)
-	}
-	return ok(name, "%s, static, runs in any container", path)
-}
-
-func checkEngines(ctx context.Context, h sandbox.Host) []check {
-	var checks []check
-	works := false
-	for _, s := range h.Probe(ctx) {
-		name := "engine " + string(s.Kind)
-		detail := strings.Join(strings.Fields(s.Version+" "+s.Detail), " ")
-		if s.OK {
-			works = true
-			checks = append(checks, ok(name, "%s", detail))
-		} else {
-			checks = append(checks, warn(name, s.Hint, "%s", detail))
-		}
-	}
-	if !works {
-		checks = append(checks, fail("engines", "install one of them: credproxy run needs it (credproxy serve does not)", errors.New("none works")))
-	}
-	return checks
 }
 
 // checkLeftovers looks for what killed runs left; the next run removes it.

@@ -3,11 +3,13 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/sandbox"
 	"github.com/credproxy/credproxy/internal/vault"
 )
 
@@ -71,5 +73,72 @@ func TestHintForAnUnknownProvider(t *testing.T) {
 		if got := unknownHint(c.name, described); !strings.HasPrefix(got, c.want) {
 			t.Errorf("%s of %q: %q", c.name, c.configured, got)
 		}
+	}
+}
+
+func TestCheckEngine(t *testing.T) {
+	for _, c := range []struct {
+		s    sandbox.Status
+		want check
+	}{
+		{sandbox.Status{Kind: sandbox.Docker, OK: true, Version: "28.2.2", Engine: sandbox.Engine{Kind: sandbox.Docker}}, ok("engine docker", "28.2.2, transport unix")},
+		{
+			sandbox.Status{Kind: sandbox.Docker, OK: true, Version: "28.3.2", Detail: "Docker Desktop, in a virtual machine", Engine: sandbox.Engine{Kind: sandbox.Docker, VM: true}},
+			ok("engine docker", "28.3.2, Docker Desktop, in a virtual machine, transport tls"),
+		},
+		{
+			sandbox.Status{Kind: sandbox.Docker, OK: true, Version: "28.3.2", Detail: "users remapped", Engine: sandbox.Engine{Kind: sandbox.Docker, Remapped: true}},
+			ok("engine docker", "28.3.2, users remapped, transport tls"),
+		},
+		{
+			sandbox.Status{Kind: sandbox.Podman, OK: true, Version: "4.3.1", Detail: "rootless", Engine: sandbox.Engine{Kind: sandbox.Podman, Rootless: true}},
+			ok("engine podman", "4.3.1, rootless, transport unix"),
+		},
+		{
+			sandbox.Status{Kind: sandbox.Podman, Detail: "it is on another machine (ssh://x)", Hint: "unset CONTAINER_HOST"},
+			warn("engine podman", "unset CONTAINER_HOST", "it is on another machine (ssh://x)"),
+		},
+	} {
+		if got := checkEngine(c.s); got != c.want {
+			t.Errorf("got %+v, want %+v", got, c.want)
+		}
+	}
+}
+
+func TestCheckGuests(t *testing.T) {
+	status := func(k sandbox.Kind, arch string) sandbox.Status {
+		return sandbox.Status{Kind: k, OK: true, Engine: sandbox.Engine{Kind: k, Arch: arch}}
+	}
+	missing := errors.New("credproxy-linux-arm64: missing")
+	find := func(e sandbox.Engine) (string, error) {
+		switch e.Arch {
+		case "arm64":
+			return "", missing
+		case "riscv64":
+			return "/x/credproxy-linux-riscv64", nil
+		}
+		return "/x/credproxy", nil
+	}
+	itself, other := ok("guest program", "runs inside containers: this program itself"), ok("guest program", "runs inside containers: /x/credproxy-linux-riscv64")
+	for name, c := range map[string]struct {
+		statuses []sandbox.Status
+		want     []check
+	}{
+		"one line for both":  {[]sandbox.Status{status(sandbox.Docker, "amd64"), status(sandbox.Podman, "amd64")}, []check{itself}},
+		"bwrap has no own":   {[]sandbox.Status{status(sandbox.Podman, "amd64"), status(sandbox.Bwrap, "arm64")}, []check{itself}},
+		"two machines":       {[]sandbox.Status{status(sandbox.Docker, "amd64"), status(sandbox.Podman, "riscv64")}, []check{itself, other}},
+		"missing":            {[]sandbox.Status{status(sandbox.Docker, "arm64")}, []check{fail("guest program", "", missing)}},
+		"what does not work": {[]sandbox.Status{{Kind: sandbox.Docker, Engine: sandbox.Engine{Arch: "arm64"}}, status(sandbox.Podman, "amd64")}, []check{itself}},
+	} {
+		got := checkGuests(c.statuses, find, "/x/credproxy")
+		for i := range got {
+			got[i].Hint = ""
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: got %+v, want %+v", name, got, c.want)
+		}
+	}
+	if got := checkGuests(nil, find, "/x/credproxy"); len(got) != 1 {
+		t.Errorf("no engine works: %+v", got)
 	}
 }
