@@ -10,8 +10,11 @@ import (
 
 // HungUp tells two kinds of end of file apart: it reports whether the peer has closed its end altogether, rather than
 // said that it will send no more and still reads. Linux knows (unix_poll); elsewhere the answer is no, and a write
-// will tell.
+// will tell. A connection that is carried over something else has a HungUp of its own, which is asked.
 func HungUp(c net.Conn) bool {
+	if carried, ok := c.(interface{ HungUp() bool }); ok {
+		return carried.HungUp()
+	}
 	sc, ok := c.(syscall.Conn)
 	if !ok {
 		return true

@@ -1,0 +1,386 @@
+package bridge
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"github.com/credproxy/credproxy/internal/socket"
+)
+
+// Options is what a Listener is made of.
+type Options struct {
+	Logger *slog.Logger // nil: none
+	// Refused is told of every connection that is turned away, as the log is: at most some dozens a minute. why is one of this
+	// package's errors. nil: nobody is told.
+	Refused func(remote string, why error)
+}
+
+const (
+	maxUnfinished = 16                     // connections that have not proved themselves
+	graceTime     = 100 * time.Millisecond // that each has before it can be evicted for a newer one
+	proofTime     = 5 * time.Second        // from accept to the last byte of the proof
+	drainTime     = time.Second            // for what has been written when the session is closed
+	maxClosing    = 128                    // streams that the host has closed and the inside has not
+	closingPause  = 50 * time.Millisecond  // between two looks at whether they have become fewer
+)
+
+// Listener is the host's end: a TCP listener on loopback that lets in one session, and a net.Listener for the connections which
+// that session carries.
+//
+// Its goroutines are the one that accepts TCP connections, one for each of those until it is let in or refused, and the
+// session's. Close ends them and waits. mu guards what stands below it.
+type Listener struct {
+	tcp     net.Listener
+	log     *slog.Logger
+	refused refusals
+	config  *tls.Config
+	pin     [sha256.Size]byte
+
+	ctx      context.Context // ends with Close
+	cancel   context.CancelFunc
+	running  sync.WaitGroup
+	attached chan struct{} // closed once session is set
+	lost     chan struct{}
+	live     atomic.Int64 // connections that Accept has returned and nobody has closed yet
+
+	mu        sync.Mutex
+	secret    [secretLen]byte
+	container string
+	waiting   []*candidate // by age
+	left      chan struct{}
+	used      bool
+	session   *yamux.Session
+	line      *line
+	closed    bool
+}
+
+// candidate is a TCP connection that has not proved itself yet.
+type candidate struct {
+	conn     net.Conn
+	accepted time.Time
+	evicted  bool // guarded by the listener's mu
+}
+
+// Listen opens a listener on a free port of 127.0.0.1, with a key and a secret that are made for it.
+func Listen(o Options) (*Listener, error) {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	// Nothing in it is looked at but the key.
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Unix(1<<33, 0)}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	if err != nil {
+		return nil, fmt.Errorf("make a certificate: %w", err)
+	}
+	parsed, err := x509.ParseCertificate(certificate)
+	if err != nil {
+		return nil, fmt.Errorf("make a certificate: %w", err)
+	}
+	// No TCP keepalive: whoever is at the other end is on this machine, where a connection ends with its process. A machine that
+	// wakes up should find it.
+	tcp, err := (&net.ListenConfig{KeepAlive: -1}).Listen(context.Background(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("listen on loopback: %w", err)
+	}
+	log := o.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	l := &Listener{
+		tcp:     tcp,
+		log:     log,
+		refused: refusals{log: log, tell: o.Refused},
+		config: &tls.Config{
+			Certificates:           []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: private}},
+			MinVersion:             tls.VersionTLS13,
+			NextProtos:             []string{protocol},
+			SessionTicketsDisabled: true,
+		},
+		pin:      sha256.Sum256(parsed.RawSubjectPublicKeyInfo),
+		attached: make(chan struct{}),
+		lost:     make(chan struct{}),
+		left:     make(chan struct{}, 1),
+	}
+	_, _ = rand.Read(l.secret[:]) // never fails
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	l.running.Go(l.acceptTCP)
+	return l, nil
+}
+
+// Handover returns what the inside must know. addresses are names and ports under which the inside may reach this listener,
+// at most 8; without any it speaks through the pipe that brings the handover. The caller wipes it.
+func (l *Listener) Handover(addresses ...string) *Handover {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return &Handover{Pin: l.pin, Secret: l.secret, Addresses: addresses}
+}
+
+// Port returns the TCP port.
+func (l *Listener) Port() int { return l.tcp.Addr().(*net.TCPAddr).Port }
+
+// Addr returns the TCP address.
+func (l *Listener) Addr() net.Addr { return l.tcp.Addr() }
+
+// SetContainer says in which container the inside is: the 12-character id, for Conn.Peer. Call it before the handover.
+func (l *Listener) SetContainer(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.container = id
+}
+
+// Attached returns a channel that is closed once the inside has proved itself.
+func (l *Listener) Attached() <-chan struct{} { return l.attached }
+
+// Lost returns a channel that is closed when the session of the inside has ended. There will not be another one.
+func (l *Listener) Lost() <-chan struct{} { return l.lost }
+
+// Accept returns the next connection of a program inside, a *Conn. Before there is a session, and after it, it waits for
+// Close. Its only error is net.ErrClosed.
+func (l *Listener) Accept() (net.Conn, error) {
+	select {
+	case <-l.attached:
+	case <-l.ctx.Done():
+		return nil, net.ErrClosed
+	}
+	// Until the inside closes a stream that the host has closed, yamux keeps up to a window of what the inside sends. Who lets
+	// many of them lie gets no new ones.
+	for int64(l.session.NumStreams()) > l.live.Load()+backlog+maxClosing {
+		select {
+		case <-time.After(closingPause):
+		case <-l.ctx.Done():
+			return nil, net.ErrClosed
+		}
+	}
+	stream, err := l.session.AcceptStreamWithContext(l.ctx)
+	if err != nil {
+		<-l.ctx.Done() // the session has ended, and there will be no other
+		return nil, net.ErrClosed
+	}
+	l.live.Add(1)
+	c := &Conn{stream: stream, host: l, firstUntil: time.Now().Add(headTime)}
+	c.peer.UID = -1
+	_ = stream.SetReadDeadline(c.firstUntil)
+	return c, nil
+}
+
+// peer is what the first bytes of a stream say.
+func (l *Listener) peer(first [streamHead]byte) socket.Peer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return readPeer(first, os.Geteuid(), l.container)
+}
+
+// Close closes the session and every connection, and waits for the listener's goroutines. What has been written
+// is sent before, as far as that takes less than a second.
+func (l *Listener) Close() error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		l.running.Wait()
+		return net.ErrClosed
+	}
+	l.closed = true
+	clear(l.secret[:])
+	session, line := l.session, l.line
+	for _, c := range l.waiting {
+		_ = c.conn.Close()
+	}
+	l.mu.Unlock()
+	l.cancel()
+	err := l.tcp.Close()
+	if session != nil {
+		end(session, line)
+	}
+	l.running.Wait()
+	return err
+}
+
+// acceptTCP accepts connections until Close.
+func (l *Listener) acceptTCP() {
+	var pause time.Duration
+	for {
+		conn, err := l.tcp.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			l.enter(conn)
+			continue
+		case l.ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+			return
+		}
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		l.log.Warn("cannot accept a connection of a sandbox; trying again", "error", err, "after", pause)
+		select {
+		case <-l.ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// enter starts the goroutine of an accepted connection. When too many wait, the oldest goes, but not within its grace time:
+// a flood of newer ones waits in the system's queue, and the sandbox gets its turn.
+func (l *Listener) enter(conn net.Conn) {
+	c := &candidate{conn: conn, accepted: time.Now()}
+	for {
+		l.mu.Lock()
+		switch {
+		case l.closed:
+			l.mu.Unlock()
+			_ = conn.Close()
+			return
+		case len(l.waiting) < maxUnfinished:
+			l.waiting = append(l.waiting, c)
+			l.mu.Unlock()
+			l.running.Go(func() { l.examine(c) })
+			return
+		}
+		oldest := l.waiting[0]
+		grace := graceTime - time.Since(oldest.accepted)
+		if grace <= 0 {
+			oldest.evicted = true
+			l.waiting = l.waiting[1:]
+			_ = oldest.conn.Close()
+		}
+		l.mu.Unlock()
+		if grace > 0 {
+			timer := time.NewTimer(grace)
+			select {
+			case <-l.left:
+			case <-l.ctx.Done():
+			case <-timer.C:
+			}
+			timer.Stop()
+		}
+	}
+}
+
+// leave takes c off the list and reports whether it was evicted before.
+func (l *Listener) leave(c *candidate) (evicted bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.waiting {
+		if l.waiting[i] == c {
+			l.waiting = append(l.waiting[:i], l.waiting[i+1:]...)
+			break
+		}
+	}
+	select {
+	case l.left <- struct{}{}:
+	default:
+	}
+	return c.evicted
+}
+
+// examine is a TCP connection's life until it is let in or refused; with the session, until that ends.
+func (l *Listener) examine(c *candidate) {
+	remote := c.conn.RemoteAddr().String()
+	conn, err := l.admit(c)
+	evicted := l.leave(c)
+	if err == nil {
+		l.carry(conn, remote)
+		return
+	}
+	_ = c.conn.Close()
+	if l.ctx.Err() != nil {
+		return
+	}
+	if evicted {
+		err = ErrCrowded
+	}
+	l.refused.note(remote, err)
+}
+
+// admit makes the TLS session of c and lets it in, or says why not.
+func (l *Listener) admit(c *candidate) (*tls.Conn, error) {
+	_ = c.conn.SetDeadline(c.accepted.Add(proofTime))
+	conn := tls.Server(c.conn, l.config)
+	err := conn.HandshakeContext(l.ctx)
+	state := conn.ConnectionState()
+	if err == nil && state.NegotiatedProtocol != protocol {
+		err = errors.New("it asks for no application protocol")
+	}
+	if err != nil {
+		return nil, unfinished(err)
+	}
+	var hello [helloLen]byte
+	defer clear(hello[:])
+	if _, err := io.ReadFull(conn, hello[:]); err != nil {
+		return nil, unfinished(err)
+	}
+	answer, err := l.judge(state, hello[:])
+	if _, werr := conn.Write([]byte{answer}); werr != nil && err == nil {
+		err = unfinished(werr) // its one session is used all the same: it may have read the answer
+	}
+	if err != nil {
+		_ = conn.CloseWrite()
+		return nil, err
+	}
+	return conn, c.conn.SetDeadline(time.Time{})
+}
+
+// unfinished tells a connection that was too slow from one that spoke something else. What it said is not repeated.
+func unfinished(err error) error {
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return ErrUnfinished
+	}
+	return ErrNotOurs
+}
+
+// judge decides on a hello.
+func (l *Listener) judge(state tls.ConnectionState, hello []byte) (answer byte, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	proof, err := prove(state, l.secret[:])
+	switch {
+	case err != nil:
+		return answerWrong, err
+	case l.closed, hello[0] != version, !hmac.Equal(proof, hello[1:]):
+		return answerWrong, ErrWrongProof
+	case l.used:
+		return answerUsed, ErrSecondSession
+	}
+	l.used = true
+	return answerWelcome, nil
+}
+
+// carry is the life of the one session.
+func (l *Listener) carry(conn *tls.Conn, remote string) {
+	defer close(l.lost)
+	line := newLine(conn)
+	session, err := yamux.Server(line, muxConfig(lingerTime))
+	if err != nil {
+		panic("bridge: " + err.Error()) // of our own configuration
+	}
+	l.mu.Lock()
+	l.session, l.line = session, line
+	closed := l.closed
+	l.mu.Unlock()
+	close(l.attached)
+	l.log.Debug("the sandbox has attached", "remote", remote)
+	if closed {
+		_ = session.Close()
+	}
+	<-session.CloseChan()
+	_ = session.Close() // waits for its goroutines
+	<-line.done
+	l.log.Debug("the session of the sandbox has ended", "remote", remote)
+}

@@ -1,0 +1,273 @@
+package bridge
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"github.com/credproxy/credproxy/internal/socket"
+)
+
+// Session is the inside's end. Its goroutines belong to [Session.Serve], which waits for them.
+type Session struct {
+	mux  *yamux.Session
+	line *line
+	uid  int // of the inside's own user
+}
+
+// Attach makes the session over raw, a connection that leads to the listener h is from. It wipes h's secret, whatever comes of it,
+// and closes raw when it returns an error: [ErrPin], [ErrRefused], why ctx ended, or what went wrong on the way. The session
+// does not end with ctx.
+func Attach(ctx context.Context, raw net.Conn, h *Handover) (*Session, error) {
+	defer h.Wipe()
+	if tcp, ok := raw.(*net.TCPConn); ok {
+		_ = tcp.SetKeepAlive(false) // it would give up on a machine that sleeps
+	}
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	conn, err := shake(ctx, raw, h)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		_ = raw.Close()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("attach to the proxy: %w", err)
+	}
+	s := &Session{line: newLine(conn), uid: os.Geteuid()}
+	if s.mux, err = yamux.Client(s.line, muxConfig(0)); err != nil {
+		panic("bridge: " + err.Error()) // of our own configuration
+	}
+	return s, nil
+}
+
+// shake does TLS and the proof.
+func shake(ctx context.Context, raw net.Conn, h *Handover) (*tls.Conn, error) {
+	conn := tls.Client(raw, &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{protocol},
+		// The key itself is what is checked. There is no name, and a sandbox's clock may be anywhere.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(state tls.ConnectionState) error {
+			sum := sha256.Sum256(state.PeerCertificates[0].RawSubjectPublicKeyInfo)
+			if subtle.ConstantTimeCompare(sum[:], h.Pin[:]) != 1 {
+				return ErrPin
+			}
+			return nil
+		},
+	})
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	state := conn.ConnectionState()
+	if state.NegotiatedProtocol != protocol {
+		return nil, errors.New("the listener speaks another protocol")
+	}
+	proof, err := prove(state, h.Secret[:])
+	if err != nil {
+		return nil, err
+	}
+	h.Wipe()
+	hello := append(make([]byte, 0, helloLen), version)
+	hello = append(hello, proof...)
+	if _, err := conn.Write(hello); err != nil {
+		return nil, err
+	}
+	var answer [1]byte
+	if _, err := io.ReadFull(conn, answer[:]); err != nil {
+		return nil, fmt.Errorf("no answer to the proof: %w", err)
+	}
+	switch answer[0] {
+	case answerWelcome:
+		return conn, nil
+	case answerUsed:
+		return nil, fmt.Errorf("%w: another session was let in before", ErrRefused)
+	}
+	return nil, fmt.Errorf("%w: the proof of the secret is wrong", ErrRefused)
+}
+
+// Close ends the session, and with it Serve.
+func (s *Session) Close() error {
+	end(s.mux, s.line)
+	return nil
+}
+
+// Serve carries every connection to ln until the session ends or ln is closed. Then it closes ln, which removes the socket, and
+// the session and every connection, waits for its goroutines and returns why: an error that is [ErrLost] when the session
+// ended, by Close too.
+func (s *Session) Serve(ln *net.UnixListener) error {
+	var carried sync.WaitGroup
+	defer carried.Wait()
+	ctx, cancel := context.WithCancel(context.Background())
+	carried.Go(func() {
+		<-s.mux.CloseChan()
+		_ = ln.Close()
+		cancel()
+	})
+	defer s.Close()
+	defer ln.Close()
+
+	var pause time.Duration
+	for {
+		uc, err := ln.AcceptUnix()
+		if err == nil {
+			pause = 0
+			// It waits while the host has not accepted as many as its backlog holds, and others wait in the system's queue then.
+			stream, err := s.mux.OpenStream()
+			if err != nil {
+				_ = uc.Close()
+				return s.lost()
+			}
+			carried.Go(func() { s.carry(ctx, uc, stream) })
+			continue
+		}
+		switch {
+		case s.mux.IsClosed():
+			return s.lost()
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accept: %w", err)
+		}
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		select { // most likely there are no file descriptors left
+		case <-s.mux.CloseChan():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// lost says why the session has ended.
+func (s *Session) lost() error {
+	_ = s.mux.Close()
+	_, why := s.mux.AcceptStream() // nobody opens any: it tells why it was closed
+	return fmt.Errorf("%w: %v", ErrLost, why)
+}
+
+// carry is one connection's life: a goroutine for each direction. When ctx ends, so does the session: what has arrived goes to
+// the program, if it takes it within a second.
+func (s *Session) carry(ctx context.Context, uc *net.UnixConn, stream *yamux.Stream) {
+	c := &Conn{stream: stream, firstN: streamHead}
+	defer c.Close()
+	defer uc.Close()
+	defer context.AfterFunc(ctx, func() { _ = uc.SetWriteDeadline(time.Now().Add(drainTime)) })()
+	first := s.writePeer(socket.Identify(uc))
+	if _, err := stream.Write(first[:]); err != nil {
+		return
+	}
+	var up sync.WaitGroup
+	up.Go(func() { outward(uc, c) })
+	inward(uc, c)
+	// The host has closed its end, or everything is over.
+	_ = uc.Close()
+	_ = c.Close()
+	up.Wait()
+}
+
+// chunk is what is read at once from a program: what a TLS record holds, with its headers.
+const chunk = 16<<10 - recordHead - frameHead
+
+// outward carries what the program sends. When the program is gone it closes the stream, so that the host learns of it, and
+// leaves the other direction to inward.
+func outward(uc *net.UnixConn, c *Conn) {
+	buf := make([]byte, chunk)
+	for {
+		n, err := uc.Read(buf)
+		if n > 0 {
+			_, werr := c.Write(buf[:n])
+			clear(buf[:n])
+			if werr != nil {
+				return // inward learns of it too
+			}
+		}
+		switch {
+		case err == nil:
+		case err == io.EOF && !socket.HungUp(uc):
+			_ = c.CloseWrite()
+			return
+		default:
+			_ = c.stream.Close()
+			return
+		}
+	}
+}
+
+// inward carries what the host sends until the host closes its end.
+func inward(uc *net.UnixConn, c *Conn) {
+	buf := make([]byte, chunk)
+	for gone := false; ; {
+		n, err := c.Read(buf)
+		if n > 0 && !gone {
+			if _, werr := uc.Write(buf[:n]); werr != nil {
+				// The program does not read any more. What the host still sends is thrown away, so that it gets to read that.
+				gone = true
+				_ = c.stream.Close()
+			}
+		}
+		clear(buf[:n])
+		switch {
+		case err == nil:
+		case c.half.Load():
+			_ = uc.CloseWrite()
+			c.awaitHangUp()
+			socket.Discard(uc, discardBytes)
+			return
+		default:
+			return
+		}
+	}
+}
+
+// discardBytes is how much unread input a connection may have for its program to see a clean end; see [socket.Discard].
+const discardBytes = 256 << 10
+
+// awaitHangUp waits until the other end, which sends no more, has closed altogether.
+func (c *Conn) awaitHangUp() {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	var b [1]byte
+	_, _ = c.stream.Read(b[:])
+	c.hung.Store(true)
+}
+
+const (
+	peerOwn     = 0
+	peerForeign = 1
+	unknownUID  = ^uint32(0)
+)
+
+// writePeer returns the first bytes of a stream.
+func (s *Session) writePeer(p socket.Peer, err error) (first [streamHead]byte) {
+	uid := uint32(p.UID)
+	if err != nil {
+		uid, p.PID = unknownUID, 0
+	}
+	if err != nil || p.UID != s.uid {
+		first[0] = peerForeign
+	}
+	binary.BigEndian.PutUint32(first[1:], uid)
+	binary.BigEndian.PutUint32(first[5:], uint32(p.PID))
+	return first
+}
+
+// readPeer is what the host makes of them. A UID of the inside says nothing here, and must not be taken for one of the host's.
+func readPeer(first [streamHead]byte, own int, container string) socket.Peer {
+	p := socket.Peer{UID: -1, Container: container}
+	if pid := binary.BigEndian.Uint32(first[5:]); pid <= 1<<31-1 {
+		p.PID = int(pid)
+	}
+	if first[0] == peerOwn {
+		p.UID = own
+	}
+	return p
+}
