@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,27 +13,59 @@ import (
 	"syscall"
 )
 
+// enter is EnterWord.
 func enter(command []string) int {
 	// A signal that is caught is back at its default in the next program; one that was ignored would stay so.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGQUIT)
+	path, err := socketPath()
+	if err != nil {
+		return fail(err)
+	}
+	if err := probe(context.Background(), path); err != nil {
+		return fail(unreachable(path, err, false))
+	}
 	runtime.LockOSThread() // the restriction is the thread's, and execve keeps that of the thread that calls it
 	if err := restrictThread(); err != nil {
-		fmt.Fprintf(os.Stderr, "credproxy: %v\n", err)
-		return exitGuest
+		return fail(err)
 	}
-	return become(command)
+	return launch(command, become)
 }
 
-// become executes the command in place of this program. It returns if that fails, with the exit status for it, having said why.
-func become(command []string) int {
+// startHere is StartWord.
+func startHere(command []string) int {
+	path, err := socketPath()
+	if err != nil {
+		return fail(err)
+	}
+	if err := probe(context.Background(), path); err != nil {
+		return fail(unreachable(path, err, true))
+	}
+	closeOnExec()
+	return launch(command, become)
+}
+
+// become executes a program in place of this one. It returns only if that fails.
+func become(program string, argv []string) error {
+	return syscall.Exec(program, argv, os.Environ())
+}
+
+// launch looks the command up and has it executed. It returns 0 when execute returns nil; else it says why there is no command and
+// returns the exit status for that, as a shell has it.
+func launch(command []string, execute func(program string, argv []string) error) int {
 	program, err := find(command[0], os.Getenv("PATH"))
 	if err == nil {
-		err = syscall.Exec(program, command, os.Environ())
+		err = execute(program, command)
 	}
 	if errors.Is(err, syscall.ENOEXEC) { // a script without #!, as execvp(3) does it
-		err = syscall.Exec("/bin/sh", append([]string{"/bin/sh", program}, command[1:]...), os.Environ())
+		const shell = "/bin/sh"
+		if shErr := execute(shell, append([]string{shell, program}, command[1:]...)); !errors.Is(shErr, fs.ErrNotExist) {
+			err = shErr
+		}
 	}
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, fs.ErrNotExist):
 		fmt.Fprintf(os.Stderr, "credproxy: %s: command not found\n", command[0])
 		return exitNotFound
 	}
