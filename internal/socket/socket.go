@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,7 +34,8 @@ var (
 )
 
 // Dir returns the directory of this user's sockets, with the temporary directory's symlinks resolved: a container
-// gets the socket under the same path, and there a link of the host leads nowhere. It creates nothing.
+// gets the socket under the same path, and there a link of the host leads nowhere. On macOS it may be /private/tmp, see roomy.
+// It creates nothing.
 func Dir() (string, error) {
 	tmp, err := filepath.Abs(os.TempDir())
 	if err == nil {
@@ -42,7 +44,25 @@ func Dir() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("temporary directory: %w; set TMPDIR to a directory that exists", err)
 	}
-	return filepath.Join(tmp, prefix+strconv.Itoa(os.Geteuid())), nil
+	uid := os.Geteuid()
+	return filepath.Join(roomy(runtime.GOOS, tmp, uid), prefix+strconv.Itoa(uid)), nil
+}
+
+// macOS gives every user a temporary directory of their own, whose name alone takes half of what a socket's path may have.
+const (
+	darwinUserTemps = "/private/var/folders/"
+	darwinTemp      = "/private/tmp"
+	darwinMaxPath   = 103
+)
+
+// roomy returns tmp, or for macOS's own directory the one that all users share, if no socket's path would fit into the first.
+// What somebody has set TMPDIR to is taken as it is. It does not depend on the process, so all agree on one directory.
+func roomy(goos, tmp string, uid int) string {
+	longest := len(tmp) + len("/"+prefix+strconv.Itoa(uid)) + len("/"+prefix+"99999-0123456789abcdef.sock")
+	if goos == "darwin" && strings.HasPrefix(tmp, darwinUserTemps) && longest > darwinMaxPath {
+		return darwinTemp
+	}
+	return tmp
 }
 
 // Listener is a listening socket of mode 0600. Close removes the socket from the directory, unless something else

@@ -10,7 +10,7 @@ import (
 )
 
 // maxPath is sizeof(sockaddr_un.sun_path) of macOS and the BSDs less the terminating NUL.
-const maxPath = 103
+const maxPath = darwinMaxPath
 
 // umask guards the process-wide file mode mask while bind narrows it.
 var umask sync.Mutex

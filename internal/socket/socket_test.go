@@ -207,6 +207,32 @@ func TestParentDirectory(t *testing.T) {
 	}
 }
 
+// The temporary directory that macOS gives to a user leaves too little room for a socket's path.
+func TestRoomy(t *testing.T) {
+	const own = "/private/var/folders/8y/p_2vz3k50cl072b_yljl72v00000gn/T"
+	for _, tt := range []struct {
+		goos, tmp string
+		uid       int
+		want      string
+	}{
+		{"darwin", own, 501, "/private/tmp"},
+		{"darwin", own + "/deeper", 501, "/private/tmp"},
+		{"darwin", "/private/var/folders/zz/x/T", 501, "/private/var/folders/zz/x/T"}, // it fits
+		{"darwin", "/private/tmp", 501, "/private/tmp"},
+		{"darwin", "/Users/me/" + strings.Repeat("x", 80), 501, "/Users/me/" + strings.Repeat("x", 80)}, // asked for, and refused later
+		{"linux", own, 501, own},
+	} {
+		got := roomy(tt.goos, tt.tmp, tt.uid)
+		if got != tt.want {
+			t.Errorf("%s %s: %s, want %s", tt.goos, tt.tmp, got, tt.want)
+		}
+		path := got + "/" + prefix + strconv.Itoa(tt.uid) + "/" + prefix + "99999-0123456789abcdef.sock"
+		if strings.HasPrefix(tt.tmp, darwinUserTemps) && tt.goos == "darwin" && len(path) > darwinMaxPath {
+			t.Errorf("%s has %d bytes", path, len(path))
+		}
+	}
+}
+
 func TestPathTooLong(t *testing.T) {
 	tmp := tempDir(t)
 	// What follows the temporary directory: "/llxprt-cred-0" and "/llxprt-cred-<pid>-<16 hex>.sock".
