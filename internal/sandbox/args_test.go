@@ -30,6 +30,11 @@ func TestArguments(t *testing.T) {
 	terminal := base
 	terminal.terminal, terminal.selinux = true, true
 	with := func(p plan, e Engine) plan { p.engine = e; return p }
+	over := func(p plan, t Transport) plan { p.transport = t; return p }
+	kept := terminal
+	kept.userns = "keep-id"
+	base.engine.Kind, bare.engine.Kind = Docker, Docker
+	inPodman := func(p plan) plan { return with(p, Engine{Kind: Podman}) }
 
 	inBwrap := base
 	inBwrap.image, inBwrap.args, inBwrap.home = "", []string{"--unshare-net"}, "/home/u"
@@ -44,11 +49,15 @@ func TestArguments(t *testing.T) {
 
 	for name, got := range map[string][]string{
 		"docker":          dockerArgs(base),
-		"docker-terminal": dockerArgs(with(terminal, Engine{Init: defaultInit})),
+		"docker-tls":      dockerArgs(over(base, TransportTLS)),
+		"docker-exec":     execArgs(base),
+		"docker-terminal": dockerArgs(with(terminal, Engine{Kind: Docker, Init: defaultInit})),
 		"docker-bare":     dockerArgs(bare),
-		"podman":          podmanArgs(base),
-		"podman-rootless": podmanArgs(with(terminal, Engine{Rootless: true, Init: "/usr/bin/tini-static"})),
-		"podman-bare":     podmanArgs(with(bare, Engine{Init: defaultInit})),
+		"podman":          podmanArgs(inPodman(base)),
+		"podman-tls":      podmanArgs(over(with(kept, Engine{Kind: Podman, Rootless: true, Init: "/usr/bin/tini-static"}), TransportTLS)),
+		"podman-exec":     execArgs(inPodman(base)),
+		"podman-rootless": podmanArgs(with(kept, Engine{Kind: Podman, Rootless: true, Init: "/usr/bin/tini-static"})),
+		"podman-bare":     podmanArgs(with(bare, Engine{Kind: Podman, Init: defaultInit})),
 		"bwrap":           bwrapArgs(inBwrap),
 		"bwrap-bare":      bwrapArgs(bareBwrap),
 	} {
@@ -105,7 +114,8 @@ func TestEngineArgs(t *testing.T) {
 		{Podman, "--network=ns:/proc/1/ns/net", true},
 		{Docker, "--pid host", true},
 		{Docker, "--ipc=host", true},
-		{Podman, "--userns=host", true},
+		{Podman, "--userns=host", false}, // see Engine.users
+		{Podman, "--uidmap 0:0:1", true},
 		{Podman, "--rootfs", true},
 		{Podman, "--preserve-fds=1", true},
 		{Docker, "-d", true},

@@ -2,53 +2,61 @@ package sandbox
 
 import (
 	"encoding/csv"
-	"encoding/json"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/credproxy/credproxy/internal/guest"
 )
 
 const (
 	containerBin    = "/usr/local/bin"
 	containerBinary = containerBin + "/credproxy"
 	runLabel        = "io.credproxy.run"
+	// envFile is how the engine's client names the first file that Run hands down to it.
+	envFile = "/dev/fd/3"
 )
 
 // dockerArgs returns the arguments of docker(1) for p.
 func dockerArgs(p plan) []string {
 	args := []string{"run"}
 	args = append(args, p.args...)
-	if p.engine.Init != "" {
-		args = append(args, "--init")
-	}
+	args = append(args, initArgs(p)...)
 	// Ctrl-P Ctrl-Q would leave the container behind with nobody to serve it; the client cannot be told "no keys".
 	args = append(args, "--detach-keys=ctrl-^,ctrl-_")
-	return append(args, containerArgs(p, p.command[0])...)
+	return append(args, containerArgs(p)...)
 }
 
 // podmanArgs returns the arguments of podman(1) for p.
 func podmanArgs(p plan) []string {
 	args := []string{"run"}
 	args = append(args, p.args...)
-	if p.engine.Init != "" {
-		args = append(args, "--init")
-		if p.engine.Init != defaultInit {
-			args = append(args, "--init-path="+p.engine.Init)
-		}
-	}
+	args = append(args, initArgs(p)...)
 	// The host's proxy variables may hold a password, and podman hands them on by default.
 	args = append(args, "--detach-keys=", "--http-proxy=false", "--env-host=false")
-	if p.engine.Rootless {
-		args = append(args, "--userns=keep-id")
+	if p.userns != "" {
+		args = append(args, "--userns="+p.userns)
 	}
-	// A plain entrypoint that looks like JSON would be read as JSON.
-	entrypoint, _ := json.Marshal(p.command[:1])
-	return append(args, containerArgs(p, string(entrypoint))...)
+	return append(args, containerArgs(p)...)
+}
+
+// initArgs ask for a first process that buries the dead. Over TLS our own is the first and does that.
+func initArgs(p plan) []string {
+	switch {
+	case p.transport == TransportTLS:
+		return []string{"--init=false"}
+	case p.engine.Init == "":
+		return nil
+	case p.engine.Kind == Podman && p.engine.Init != defaultInit:
+		return []string{"--init", "--init-path=" + p.engine.Init}
+	}
+	return []string{"--init"}
 }
 
 // containerArgs is what docker and podman share. It comes after the engine arguments of the user, so that where a second
 // value replaces the first, ours holds.
-func containerArgs(p plan, entrypoint string) []string {
+func containerArgs(p plan) []string {
 	args := []string{
 		"--rm", "--name=" + p.name, "--label=" + runLabel + "=" + p.name,
 		"--privileged=false", "--cap-drop=ALL", "--security-opt=no-new-privileges",
@@ -67,11 +75,17 @@ func containerArgs(p plan, entrypoint string) []string {
 		args = append(args, "--tty")
 	}
 	for _, m := range p.mounts {
-		args = append(args, "--mount="+mountOption(m))
+		args = append(args, "--mount="+mountOption(p.engine.Kind, m))
 	}
-	args = append(args,
-		"--mount="+mountOption(mount{source: p.socket, target: p.socket}),
-		"--mount="+mountOption(mount{source: p.binary, target: containerBinary, readOnly: true}))
+	word := guest.StartWord
+	if p.transport == TransportTLS {
+		word = guest.BridgeWord
+		// A check that the image brings would run beside our process before that has been told what it is to know.
+		args = append(args, "--no-healthcheck", "--mount="+mountOption(p.engine.Kind, mount{kind: tmpfs, target: filepath.Dir(p.socket)}))
+	} else {
+		args = append(args, "--mount="+mountOption(p.engine.Kind, mount{source: p.socket, target: p.socket}))
+	}
+	args = append(args, "--mount="+mountOption(p.engine.Kind, mount{source: p.binary, target: containerBinary, readOnly: true}))
 	if p.workdir != "" {
 		args = append(args, "--workdir="+p.workdir)
 	}
@@ -86,14 +100,29 @@ func containerArgs(p plan, entrypoint string) []string {
 	if file != "" {
 		args = append(args, "--env-file="+envFile)
 	}
-	args = append(args, "--entrypoint="+entrypoint, "--", p.image)
-	return append(args, p.command[1:]...)
+	args = append(args, "--entrypoint="+containerBinary, "--", p.image, word)
+	return append(args, p.command...)
 }
 
-// mountOption is the value of --mount: one CSV record, so a path may hold commas and quotes.
-func mountOption(m mount) string {
+// execArgs are the arguments with which our program is run once more in the container, to carry between its first process and us.
+func execArgs(p plan) []string {
+	args := []string{"exec", "--interactive", "--workdir=/"}
+	if p.engine.Kind == Podman {
+		args = append(args, "--detach-keys=") // it looks for them without a terminal, too, and what is carried may hold them
+	}
+	return append(args, p.name, containerBinary, guest.CarryWord)
+}
+
+// mountOption is the value of --mount: one CSV record, so a path may hold commas and quotes. A tmpfs is small, and for everybody
+// inside: it is made by another UID than that of the command.
+func mountOption(engine Kind, m mount) string {
 	var fields []string
 	switch m.kind {
+	case tmpfs:
+		fields = []string{"type=tmpfs", "dst=" + m.target, "tmpfs-mode=1777", "tmpfs-size=65536"}
+		if engine == Podman { // docker has no other
+			fields = append(fields, "nosuid", "nodev", "noexec", "notmpcopyup")
+		}
 	case named:
 		fields = []string{"type=volume", "src=" + m.source, "dst=" + m.target}
 	default:
@@ -115,7 +144,7 @@ var ownOptions = map[string]string{
 	"env": useEnv, "e": useEnv, "env-file": useEnv, "env-host": useEnv, "env-merge": useEnv, "http-proxy": useEnv, "unsetenv-all": useEnv,
 	"privileged": opens, "cap-add": opens, "security-opt": opens, "pid": opens, "ipc": opens, "uts": opens, "cgroupns": opens,
 	"preserve-fds": opens, "preserve-fd": opens, "pod": opens, "pod-id-file": opens,
-	"user": sets, "u": sets, "userns": sets, "uidmap": sets, "gidmap": sets, "subuidname": sets, "subgidname": sets,
+	"user": sets, "u": sets, "uidmap": sets, "gidmap": sets, "subuidname": sets, "subgidname": sets,
 	"name": sets, "rm": sets, "detach": sets, "d": sets, "detach-keys": sets, "entrypoint": sets, "init-path": sets, "cidfile": sets,
 	"interactive": sets, "i": sets, "tty": sets, "t": sets, "attach": sets, "a": sets, "sig-proxy": sets, "replace": sets,
 }
@@ -163,6 +192,17 @@ func checkEngineArgs(kind Kind, args []string) error {
 		}
 		if why != "" {
 			return refused("engine argument "+strconv.Quote(name), why, "")
+		}
+	}
+	return nil
+}
+
+// checkHealthArgs refuses checks that a container over TLS cannot have: our process has to be alone in it until it has been told
+// what it is to know.
+func checkHealthArgs(args []string) error {
+	for _, arg := range args {
+		if name, _, _ := strings.Cut(arg, "="); strings.HasPrefix(name, "--health-") {
+			return refused("engine argument "+strconv.Quote(name), "over TLS nothing of the image may run before the sandbox is connected", "leave it out")
 		}
 	}
 	return nil

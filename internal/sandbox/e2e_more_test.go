@@ -58,7 +58,7 @@ func TestE2ECoveredDirectories(t *testing.T) {
 }
 
 func TestE2ERefusedMounts(t *testing.T) {
-	eachEngine(t, func(t *testing.T, f *fixture) {
+	eachMounted(t, func(t *testing.T, f *fixture) {
 		home := filepath.Join(f.dir, "home")
 		if err := os.Symlink(home, filepath.Join(f.dir, "work", "link")); err != nil {
 			t.Fatal(err)
@@ -115,7 +115,11 @@ func TestE2EVolumes(t *testing.T) {
 func TestE2ETerminal(t *testing.T) {
 	for _, controlling := range []bool{true, false} {
 		t.Run(fmt.Sprintf("controlling=%t", controlling), func(t *testing.T) {
-			eachEngine(t, func(t *testing.T, f *fixture) { useTerminal(t, f, controlling) })
+			each := eachEngine
+			if !controlling {
+				each = eachMounted
+			}
+			each(t, func(t *testing.T, f *fixture) { useTerminal(t, f, controlling) })
 		})
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -219,8 +220,15 @@ func TestE2EKilled(t *testing.T) {
 			if f.kind != Bwrap {
 				f.sweep(t, "") // it lives
 			}
+			var carriers []int
+			if f.transport == TransportTLS {
+				carriers = carriersOf(t, cmd.Process.Pid)
+			}
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
+			eventually(t, "nothing carries", func() bool {
+				return !slices.ContainsFunc(carriers, func(pid int) bool { return syscall.Kill(pid, 0) == nil })
+			})
 			return conn
 		}
 		conn := kill()

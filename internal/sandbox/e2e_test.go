@@ -19,6 +19,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/credproxy/credproxy/internal/bridge"
+	"github.com/credproxy/credproxy/internal/frame"
+	"github.com/credproxy/credproxy/wire"
 )
 
 // The end-to-end tests run real engines, which test/engines.sh prepares, as root. Every run is a process of its own (this test
@@ -33,6 +37,7 @@ type runSpec struct {
 	Kind  Kind
 	Avoid []string
 	Sweep bool // remove what is left in RunDir instead of running anything
+	Deaf  bool // over TLS: nobody listens any more when the sandbox starts
 }
 
 func TestMain(m *testing.M) {
@@ -101,6 +106,17 @@ func runner(file string) int {
 	if rs.Spec.Engine, err = host.Select(ctx, rs.Kind, rs.Spec.Image); err != nil {
 		return fail(err)
 	}
+	if rs.Spec.Transport, err = rs.Spec.Engine.Choose(rs.Spec.Transport, rs.Spec.EngineArgs); err != nil {
+		return fail(err)
+	}
+	if rs.Spec.Transport == TransportTLS {
+		if rs.Spec.Bridge, err = serveBridge(rs.Spec.Socket); err != nil {
+			return fail(err)
+		}
+		if rs.Deaf {
+			rs.Spec.Bridge.Close()
+		}
+	}
 	s, err := Prepare(ctx, rs.Spec)
 	if err != nil {
 		return fail(err)
@@ -126,11 +142,12 @@ type identity struct {
 	home     string
 }
 
-// engineCase is one engine with one identity.
+// engineCase is one engine with one identity, and one transport.
 type engineCase struct {
-	name string
-	kind Kind
-	id   identity
+	name      string
+	kind      Kind
+	id        identity
+	transport Transport
 }
 
 func engineCases(t *testing.T) []engineCase {
@@ -154,26 +171,47 @@ func engineCases(t *testing.T) []engineCase {
 	gid, _ := strconv.Atoi(g.Gid)
 	docker.groups = []uint32{uint32(gid)}
 	return []engineCase{
-		{"docker", Docker, root}, {"docker-user", Docker, docker},
-		{"podman", Podman, root}, {"podman-rootless", Podman, someone},
-		{"bwrap", Bwrap, root}, {"bwrap-user", Bwrap, someone},
+		{"docker", Docker, root, TransportUnix}, {"docker-user", Docker, docker, TransportUnix},
+		{"podman", Podman, root, TransportUnix}, {"podman-rootless", Podman, someone, TransportUnix},
+		{"bwrap", Bwrap, root, TransportUnix}, {"bwrap-user", Bwrap, someone, TransportUnix},
+		{"docker-tls", Docker, root, TransportTLS}, {"docker-user-tls", Docker, docker, TransportTLS},
+		{"podman-tls", Podman, root, TransportTLS}, {"podman-rootless-tls", Podman, someone, TransportTLS},
 	}
 }
 
-// eachEngine runs a test for every engine and identity.
+// eachEngine runs a test for every engine, identity and transport.
 func eachEngine(t *testing.T, test func(t *testing.T, f *fixture)) {
 	for _, c := range engineCases(t) {
 		t.Run(c.name, func(t *testing.T) { t.Parallel(); test(t, newFixture(t, c)) })
 	}
 }
 
+// eachMounted leaves out the transport that does not matter for the test.
+func eachMounted(t *testing.T, test func(t *testing.T, f *fixture)) {
+	for _, c := range engineCases(t) {
+		if c.transport == TransportUnix {
+			t.Run(c.name, func(t *testing.T) { t.Parallel(); test(t, newFixture(t, c)) })
+		}
+	}
+}
+
+func engineNamed(t *testing.T, name string) engineCase {
+	t.Helper()
+	for _, c := range engineCases(t) {
+		if c.name == name {
+			return c
+		}
+	}
+	t.Fatalf("no engine called %s", name)
+	return engineCase{}
+}
+
 // fixture is a directory with a project, credproxy's directories and a socket, all of which belong to the identity.
 type fixture struct {
 	engineCase
-	dir      string
-	spec     runSpec
-	listener *net.UnixListener
-	conns    chan *net.UnixConn // of programs that hold, see testdata/inside
+	dir   string
+	spec  runSpec
+	conns chan *net.UnixConn // of programs that hold, see testdata/inside
 }
 
 func newFixture(t *testing.T, c engineCase) *fixture {
@@ -192,18 +230,11 @@ func newFixture(t *testing.T, c engineCase) *fixture {
 	f.write(t, "home/config/secret", "a secret")
 	f.write(t, "sockets/other.sock", "")
 	socket := filepath.Join(dir, "sockets", "one.sock")
-	if f.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"}); err != nil {
-		t.Fatal(err)
-	}
-	accepted := make(chan struct{})
-	go func() { defer close(accepted); f.accept() }()
-	t.Cleanup(func() { f.listener.Close(); <-accepted })
-	if err := os.Chmod(socket, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	f.listen(t, socket)
 	f.spec = runSpec{Kind: c.kind, Spec: Spec{
 		Socket: socket, Binary: inside, Workdir: filepath.Join(dir, "work"), Home: c.id.home,
 		ProtectedDirs: []string{filepath.Join(dir, "home")}, RunDir: filepath.Join(dir, "runs"), Grace: time.Second,
+		Transport: c.transport,
 	}}
 	if c.kind != Bwrap {
 		f.spec.Spec.Image = os.Getenv("CREDPROXY_TEST_IMAGE")
@@ -213,10 +244,24 @@ func newFixture(t *testing.T, c engineCase) *fixture {
 	return f
 }
 
+func (f *fixture) listen(t *testing.T, socket string) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan struct{})
+	go func() { defer close(accepted); f.accept(l) }()
+	t.Cleanup(func() { l.Close(); <-accepted })
+	if err := os.Chmod(socket, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // accept answers each connection with its peer's UID and what was written, and hands over those that begin with "ready".
-func (f *fixture) accept() {
+func (f *fixture) accept(listener *net.UnixListener) {
 	for {
-		conn, err := f.listener.AcceptUnix()
+		conn, err := listener.AcceptUnix()
 		if err != nil {
 			return
 		}
@@ -229,15 +274,59 @@ func (f *fixture) accept() {
 				}
 			})
 		}
-		buf := make([]byte, 64)
+		buf := make([]byte, 256)
 		n, _ := conn.Read(buf)
-		if strings.HasPrefix(string(buf[:n]), "ready") {
+		switch {
+		case strings.HasPrefix(string(buf[:n]), "ready"):
 			f.conns <- conn
 			continue
+		case n > 0 && buf[0] == 0: // a frame: the sandbox asks whether there is a proxy
+			_, _ = conn.Write(frame.Append(nil, wire.AppendHandshake(nil, 1)))
+		default:
+			fmt.Fprintf(conn, "%d %s", uid, buf[:n])
 		}
-		fmt.Fprintf(conn, "%d %s", uid, buf[:n])
 		conn.Close()
 	}
+}
+
+// serveBridge listens for a sandbox and connects what comes from it to the socket, until the runner ends.
+func serveBridge(socket string) (*bridge.Listener, error) {
+	l, err := bridge.Listen(bridge.Options{})
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go relay(c.(*bridge.Conn), socket)
+		}
+	}()
+	return l, nil
+}
+
+func relay(c *bridge.Conn, socket string) {
+	defer c.Close()
+	if peer, ok := bridge.Identify(c); !ok || peer.UID != os.Getuid() {
+		fmt.Fprintf(c, "%d, who is somebody else, said", peer.UID)
+		return
+	}
+	out, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		return
+	}
+	defer out.Close()
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		_, _ = io.Copy(c, out)
+		_ = c.CloseWrite()
+	}()
+	_, _ = io.Copy(out, c)
+	_ = out.CloseWrite()
+	<-answered
 }
 
 func (f *fixture) write(t *testing.T, name, content string) {

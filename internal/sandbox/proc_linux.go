@@ -19,7 +19,10 @@ import (
 // process, so one goroutine keeps that thread until the process has ended; then the goroutine ends too, and done says so.
 func start(cmd *exec.Cmd, deathSignal syscall.Signal) (*process, error) {
 	closeOnExec()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: deathSignal}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = deathSignal
 	p := &process{done: make(chan struct{})}
 	started := make(chan error)
 	go func() {

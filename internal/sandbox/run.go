@@ -121,19 +121,28 @@ func (r *run) container(ctx context.Context, signals <-chan os.Signal) (status i
 		cmd.ExtraFiles = []*os.File{f}
 	}
 	if r.proc, err = start(cmd, syscall.SIGTERM); err != nil {
+		rec.remove()
 		return ExitEngine, fmt.Errorf("%s: %w", s.engine.Kind, err)
+	}
+	disconnect := func() error { return nil }
+	if r.plan.transport == TransportTLS {
+		disconnect = r.connect(context.WithoutCancel(ctx))
 	}
 	// With a terminal the client takes every key as it comes, so a signal that we get was sent by somebody. Without one, but
 	// in the foreground of one, the client gets Ctrl-C from the terminal, as we do.
 	r.supervise(ctx, signals, !r.plan.terminal && foreground(), r.signalContainer, func() {
 		_, _ = s.host.remove(context.WithoutCancel(ctx), s.engine, r.plan.name)
 	})
+	connected := disconnect()
 	// The client may have ended without the container, and --rm works in the background. A client that died early may even
 	// have asked for a container that is still to come: then the record stays for the next Sweep.
 	status = exitStatus(r.proc.err)
 	existed, err := s.host.remove(context.WithoutCancel(ctx), s.engine, r.plan.name)
 	if err == nil && (existed || !signaled(r.proc.err)) {
 		rec.remove()
+	}
+	if connected != nil {
+		return ExitEngine, connected
 	}
 	return status, nil
 }
@@ -151,7 +160,11 @@ func (r *run) makeCovers(dir string) error {
 		if err := os.MkdirAll(source, 0o700); err != nil {
 			return err
 		}
-		for _, below := range append(slices.Clone(r.plan.mounts[i+1:]), mount{source: r.plan.socket, target: r.plan.socket}) {
+		socket := mount{source: r.plan.socket, target: r.plan.socket}
+		if r.plan.transport == TransportTLS {
+			socket = mount{kind: tmpfs, target: filepath.Dir(r.plan.socket)}
+		}
+		for _, below := range append(slices.Clone(r.plan.mounts[i+1:]), socket) {
 			if !isBelow(below.target, m.target) {
 				continue
 			}

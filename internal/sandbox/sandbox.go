@@ -1,7 +1,7 @@
 // Package sandbox runs a command where it can reach one credential socket and nothing else of the host's secrets: in a docker
 // or podman container, or in namespaces made by bubblewrap.
 //
-// What to call: [Host.Select] finds an engine, [Prepare] checks what is to be mounted and says what is wrong before anything
+// What to call: [Host.Select] finds an engine, [Engine.Choose] how the socket gets inside, [Prepare] checks what is to be mounted and says what is wrong before anything
 // starts, [Sandbox.Run] runs the command and returns its exit status, [Host.Sweep] removes what a killed process left behind.
 // The program that is mounted inside calls [Enter] first in its main.
 // [Host.Probe] is for a report about all engines, [ParseVolume] and [ParseEnv] read what a person writes on the command line.
@@ -23,6 +23,9 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/credproxy/credproxy/internal/bridge"
 	"github.com/credproxy/credproxy/internal/guest"
 )
 
@@ -45,6 +48,8 @@ var (
 	ErrRefused = errors.New("refused")
 	// ErrImage: the image is not there and cannot be downloaded.
 	ErrImage = errors.New("image")
+	// ErrTransport: the sandbox runs, and could not be connected to the proxy.
+	ErrTransport = errors.New("transport")
 )
 
 // Error is a failure that a person can do something about. Its text is "what: why"; the hint is a sentence of its own.
@@ -60,7 +65,7 @@ func (e *Error) Error() string { return e.what + ": " + e.why }
 // Hint says what to do, or is empty.
 func (e *Error) Hint() string { return e.hint }
 
-// Unwrap returns ErrNoEngine or ErrRefused.
+// Unwrap returns one of the kinds: ErrNoEngine, ErrRefused, ….
 func (e *Error) Unwrap() error { return e.kind }
 
 func refused(what, why, hint string) *Error {
@@ -81,7 +86,11 @@ type Spec struct {
 	Env        []EnvVar
 	EngineArgs []string // options of the engine's own, checked
 	UID, GID   int
-	Home       string // the user's home directory, which no sandbox sees
+
+	Transport Transport        // empty: TransportAuto
+	Bridge    *bridge.Listener `json:"-"` // with TransportTLS: what the sandbox is connected to, for this run alone
+
+	Home string // the user's home directory, which no sandbox sees
 
 	// ProtectedDirs are directories that no sandbox may see or replace: configuration, state, data. The socket's own directory
 	// need not be named. ProtectedFiles are files that it may at most read.
@@ -103,6 +112,7 @@ type Sandbox struct {
 	host   Host
 	grace  time.Duration
 	runDir string
+	bridge *bridge.Listener // nil: the socket is mounted
 
 	pausing pausing
 }
@@ -118,8 +128,11 @@ type plan struct {
 	mounts  []mount // by target, a parent before what lies below it
 	env     []EnvVar
 	args    []string
-	uid     int
+	uid     int // inside
 	gid     int
+
+	transport Transport
+	userns    string // podman's --userns, if it is ours to say
 
 	stdin    bool // somebody may write to the command's stdin
 	terminal bool // stdin and stdout are a terminal that the command may have
@@ -150,7 +163,7 @@ type mount struct {
 // Prepare resolves every path, refuses what would open the sandbox, and makes the missing directories that have to be
 // covered inside. It may download the image. It starts nothing that lives on.
 func Prepare(ctx context.Context, spec Spec) (*Sandbox, error) {
-	s := &Sandbox{engine: spec.Engine, host: spec.Host, grace: spec.Grace, runDir: spec.RunDir}
+	s := &Sandbox{engine: spec.Engine, host: spec.Host, grace: spec.Grace, runDir: spec.RunDir, bridge: spec.Bridge}
 	if s.grace <= 0 {
 		s.grace = 5 * time.Second
 	}
@@ -169,10 +182,19 @@ func Prepare(ctx context.Context, spec Spec) (*Sandbox, error) {
 		name:    fmt.Sprintf("credproxy-%d-%s", os.Getpid(), hex.EncodeToString(nonce)),
 		command: spec.Command, args: spec.EngineArgs, uid: spec.UID, gid: spec.GID, engine: spec.Engine,
 	}
+	if spec.Transport == "" {
+		spec.Transport = TransportAuto
+	}
+	var err error
+	if p.transport, err = spec.Engine.Choose(spec.Transport, spec.EngineArgs); err != nil {
+		return nil, err
+	}
+	if p.transport == TransportTLS && s.bridge == nil {
+		return nil, errors.New("transport tls: nobody listens for the sandbox")
+	}
 	if err := s.paths(&p, spec); err != nil {
 		return nil, err
 	}
-	var err error
 	if spec.Engine.Kind == Bwrap {
 		err = s.prepareBwrap(&p, spec)
 	} else {
@@ -195,6 +217,11 @@ func (s *Sandbox) paths(p *plan, spec Spec) error {
 	if binary == "" {
 		if binary, err = os.Executable(); err != nil {
 			return fmt.Errorf("own program: %w", err)
+		}
+		if spec.Engine.Kind != Bwrap {
+			if binary, err = spec.Host.GuestBinary(spec.Engine, binary); err != nil {
+				return err
+			}
 		}
 	}
 	if p.binary, err = filepath.EvalSymlinks(binary); err != nil {
@@ -228,7 +255,21 @@ func (s *Sandbox) prepareContainer(ctx context.Context, p *plan, spec Spec) erro
 		return fmt.Errorf("run directory %q: not an absolute path", spec.RunDir)
 	}
 	if Interpreter(p.binary) != "" {
-		s.Warnings = append(s.Warnings, "this credproxy is linked dynamically and may not start in an image without the same C library: build it with CGO_ENABLED=0")
+		s.Warnings = append(s.Warnings, "this credproxy is linked dynamically, and nothing starts in an image without the same C library: build it with CGO_ENABLED=0")
+	}
+	err := s.mapUsers(p, spec)
+	if err != nil {
+		return err
+	}
+	if p.transport == TransportTLS {
+		if err := checkHealthArgs(spec.EngineArgs); err != nil {
+			return err
+		}
+		// What holds the socket inside covers the host's directory by itself.
+		p.mounts = slices.DeleteFunc(p.mounts, func(m mount) bool { return m.kind == tmpfs && m.target == filepath.Dir(p.socket) })
+	}
+	if p.binary, err = placeGuest(spec.Engine, p.binary, spec.Home, spec.RunDir); err != nil {
+		return err
 	}
 	imagePath, err := spec.Host.imagePath(ctx, spec.Engine, spec.Image, spec.Progress)
 	if err != nil {
@@ -238,6 +279,39 @@ func (s *Sandbox) prepareContainer(ctx context.Context, p *plan, spec Spec) erro
 	_, err = os.Stat("/sys/fs/selinux/enforce")
 	p.selinux = err == nil
 	return nil
+}
+
+// mapUsers finds out who the command is inside, and what that means.
+func (s *Sandbox) mapUsers(p *plan, spec Spec) error {
+	as, err := spec.Engine.users(spec.EngineArgs, spec.UID, spec.GID)
+	if err != nil {
+		return err
+	}
+	p.uid, p.gid, p.userns = as.uid, as.gid, as.userns
+	if as.foreign == "" {
+		return nil
+	}
+	if info, err := os.Stat(p.binary); err == nil && info.Mode()&0o005 != 0o005 {
+		return refused("own program "+p.binary, "only its owner may run it, and "+as.foreign, "chmod 755 "+p.binary)
+	}
+	if p.workdir != "" && !open(p.workdir) {
+		return refused("work directory "+p.workdir, as.foreign+", and others may not enter it",
+			"chmod o+rx "+p.workdir+", or --no-workdir, or another --engine")
+	}
+	if len(p.mounts) > 0 {
+		s.Warnings = append(s.Warnings, as.foreign+": what is mounted can be read and written inside only as far as everybody may")
+	}
+	return nil
+}
+
+// open reports whether others may enter a directory, or may be allowed to: a list may name them.
+func open(dir string) bool {
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode()&0o001 != 0 {
+		return true
+	}
+	_, err = unix.Getxattr(dir, "system.posix_acl_access", nil)
+	return err == nil
 }
 
 func (s *Sandbox) prepareBwrap(p *plan, spec Spec) error {
