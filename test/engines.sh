@@ -178,6 +178,10 @@ if [ "$(id -u)" = 0 ]; then
 	id "$user" >/dev/null 2>&1 || useradd --create-home --shell /bin/sh "$user"
 	grep -q "^$user:" /etc/subuid || usermod --add-subuids 100000-165535 "$user"
 	grep -q "^$user:" /etc/subgid || usermod --add-subgids 100000-165535 "$user"
+	# Podman of root takes its --userns=auto from the range of a user of this name, which need not be there.
+	for ids in /etc/subuid /etc/subgid; do
+		grep -q "^containers:" "$ids" || echo containers:2147483647:2147483648 >>"$ids"
+	done
 	[ -c /dev/net/tun ] && chmod 666 /dev/net/tun # as udev has it; slirp4netns needs it
 	home=$(getent passwd "$user" | cut -d: -f6)
 	runtime=$state/runtime-$user
