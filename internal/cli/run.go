@@ -25,6 +25,7 @@ type runFlags struct {
 	env        []string
 	engineArgs []string
 	noWorkdir  bool
+	transport  string
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -41,6 +42,11 @@ Engines: docker and podman need an image (--image, or image in the profile);
 bwrap uses the programs of this machine. Terminal, signals and the exit status
 are those of COMMAND; 125 means that the sandbox could not be run, 126 that
 COMMAND could not be executed, 127 that it was not found.
+
+The socket inside is this proxy's own, mounted, or, where a mounted socket leads
+nowhere (an engine in a virtual machine, users that are mapped to others), one
+that this program opens inside and carries here over TLS. --transport auto
+chooses; COMMAND starts once the proxy has answered through it, or not at all.
 
 When you sit at a terminal and the sandbox wants to log in, COMMAND stands still
 and you are asked, unless the profile says otherwise (login = "allow", "deny").
@@ -64,6 +70,9 @@ stderr.`,
 			if !isEngine(f.engine) {
 				return usage(engineRule).about(c)
 			}
+			if !slices.Contains(transports, f.transport) {
+				return usage("--transport is auto, unix or tls").about(c) // see engineRule
+			}
 			status, err := a.run(c.Context(), f, args)
 			if err != nil {
 				return failed("run", err)
@@ -80,8 +89,10 @@ stderr.`,
 	flags.StringArrayVar(&f.env, "env", nil, "NAME=VALUE, or NAME to pass it on (may be repeated)")
 	flags.StringArrayVar(&f.engineArgs, "engine-arg", nil, "an option for the engine itself (may be repeated)")
 	flags.BoolVar(&f.noWorkdir, "no-workdir", false, "do not mount the current directory")
+	flags.StringVar(&f.transport, "transport", string(sandbox.TransportAuto), "how the socket gets inside: auto, unix (mounted) or tls (carried)")
 	_ = c.RegisterFlagCompletionFunc("profile", completeProfiles)
 	_ = c.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engines, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("transport", cobra.FixedCompletions(transports, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 
@@ -128,6 +139,14 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 	if spec.Engine, err = spec.Host.Select(ctx, sandbox.Kind(f.engine), spec.Image); err != nil {
 		return 0, err
 	}
+	if spec.Transport, err = spec.Engine.Choose(sandbox.Transport(f.transport), spec.EngineArgs); err != nil {
+		return 0, err
+	}
+	if spec.Transport == sandbox.TransportTLS {
+		if spec.Bridge, err = p.Bridge(); err != nil {
+			return 0, err
+		}
+	}
 	s, err := sandbox.Prepare(ctx, spec)
 	if err != nil {
 		return 0, err
@@ -139,7 +158,8 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 		return 0, ctx.Err()
 	}
 	asked.runs(s)
-	log.Info("running a command", "engine", spec.Engine.Kind, "profile", f.profile, "socket", spec.Socket)
+	log.Info("running a command", "engine", spec.Engine.Kind, "transport", spec.Transport, "why", whyTransport(f.transport, spec),
+		"profile", f.profile, "socket", spec.Socket)
 	status, err = s.Run(context.WithoutCancel(ctx), sandbox.Stdio{In: a.stdin, Out: a.stdout, Err: a.stderr})
 	select {
 	case failure := <-p.Failed():
@@ -155,6 +175,21 @@ var engines = []string{string(sandbox.Auto), string(sandbox.Docker), string(sand
 const engineRule = "--engine is auto, docker, podman or bwrap"
 
 func isEngine(name string) bool { return slices.Contains(engines, name) }
+
+var transports = []string{string(sandbox.TransportAuto), string(sandbox.TransportUnix), string(sandbox.TransportTLS)}
+
+// whyTransport says in the log why the transport is what it is.
+func whyTransport(asked string, s sandbox.Spec) string {
+	switch {
+	case asked != string(sandbox.TransportAuto):
+		return "asked for"
+	case s.Transport == sandbox.TransportUnix:
+		return "a mounted socket works with this engine"
+	case s.Engine.VM:
+		return "the engine runs containers in a virtual machine"
+	}
+	return "the sandbox has other user ids than this host"
+}
 
 // asEngineFailure gives failures before COMMAND ran docker's status 125, so that they are not taken for COMMAND's own.
 // Wrong usage, an unknown profile and an engine that is not there keep theirs.

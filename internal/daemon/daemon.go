@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/credproxy/credproxy/internal/audit"
+	"github.com/credproxy/credproxy/internal/bridge"
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/privatedir"
 	"github.com/credproxy/credproxy/internal/server"
@@ -57,8 +58,12 @@ type Proxy struct {
 	scope   atomic.Pointer[config.Profile]
 
 	stop    context.CancelFunc // ends the watcher, the renewals and a question that nobody has answered
-	workers sync.WaitGroup     // the watcher, the renewals and the server
+	workers sync.WaitGroup     // the watcher, the renewals, the server and what serves the bridge
 	failed  chan error         // capacity 1: why the server ended by itself
+
+	bridging sync.Mutex       // guards what follows
+	bridge   *bridge.Listener // nil: nobody has asked for one
+	closing  bool
 }
 
 // AuditPath is where the audit log of this user is.
@@ -124,7 +129,7 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 		Vault:             p.vault,
 		Login:             logins.allow,
 		Scope:             func() server.Scope { return p.scope.Load() },
-		Identify:          socket.Identify,
+		Identify:          identify,
 		OwnUID:            os.Geteuid(),
 		AllowUIDs:         o.AllowUIDs,
 		Capability:        o.Capability,
@@ -173,6 +178,9 @@ func (p *Proxy) broken(err error) {
 // Close stops accepting, gives requests in flight until ctx ends, and closes everything: connections, socket, audit
 // log (complete on disk), logins that are under way, store. It waits for every goroutine that Start began.
 func (p *Proxy) Close(ctx context.Context) error {
+	p.bridging.Lock()
+	p.closing = true
+	p.bridging.Unlock()
 	p.stop()
 	// A disk that is full holds up the requests that the audit log has to record, and with them Shutdown: the log gets
 	// a little longer than the requests, and then gives up, which lets them go.
@@ -183,6 +191,7 @@ func (p *Proxy) Close(ctx context.Context) error {
 	})
 	err := p.server.Shutdown(ctx)
 	_ = p.socket.Close()
+	p.closeBridge()
 	p.workers.Wait()
 	p.vault.EndLogins() // what becomes of them is for the audit log
 	release()

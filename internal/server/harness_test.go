@@ -22,7 +22,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/credproxy/credproxy/internal/audit"
-	"github.com/credproxy/credproxy/internal/socket"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -297,7 +296,7 @@ func prepare(change func(*Config, *proxy)) *proxy {
 		Vault: p.vault,
 		Scope: func() Scope { return p.scope.Load() },
 		Audit: &p.audit, Profile: "default", Logger: slog.New(slog.NewTextHandler(&lockedWriter{w: &p.log}, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Identify: socket.Identify, OwnUID: os.Geteuid(),
+		Identify: identify, OwnUID: os.Geteuid(),
 		RequestsPerSecond: 1e6,
 	}
 	if change != nil {
@@ -327,6 +326,13 @@ func start(t *testing.T, change func(*Config, *proxy)) *proxy {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	path := filepath.Join(dir, "s")
+	if carrying {
+		p := prepare(change)
+		b := p.carry(t, path, nil)
+		p.dial = b.dial
+		p.also(t, b)
+		return p
+	}
 	ln, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -348,8 +354,10 @@ func (p *proxy) close(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		_ = p.Shutdown(ctx)
-		if err := <-p.served; !errors.Is(err, ErrClosed) {
-			t.Errorf("Serve returned %v", err)
+		if !carrying {
+			if err := <-p.served; !errors.Is(err, ErrClosed) {
+				t.Errorf("Serve returned %v", err)
+			}
 		}
 		p.vault.renewals.Wait()
 	})

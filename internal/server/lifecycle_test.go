@@ -40,8 +40,12 @@ func TestShutdown(t *testing.T) {
 	go func() { done <- p.Shutdown(context.Background()) }()
 	idle.ends()
 	silent.ends()
-	if _, err := p.dial(); err == nil {
-		t.Error("a connection was accepted during shutdown")
+	if c, err := p.dial(); err == nil {
+		if !carrying {
+			t.Error("a connection was accepted during shutdown")
+		}
+		(&client{c, t}).ends() // the socket inside is there as long as the bridge is, and leads nowhere
+		_ = c.Close()
 	}
 	select {
 	case err := <-done:

@@ -81,7 +81,7 @@ type Server struct {
 	ctx     context.Context // ends when Shutdown gives up on requests in flight
 	cancel  context.CancelFunc
 	quit    chan struct{}  // closed when Shutdown begins
-	running sync.WaitGroup // every goroutine, and every call of Serve
+	running sync.WaitGroup // every goroutine, and every call of Serve, but not of ServeBridge
 
 	budget  *frame.Budget
 	slots   chan struct{} // holds a value for each operation that runs on a shared slot
@@ -145,7 +145,14 @@ func (s *Server) Serve(ln net.Listener) error {
 	s.running.Add(1)
 	s.mu.Unlock()
 	defer s.running.Done()
+	return s.accept(ln)
+}
 
+// ServeBridge is Serve for a listener whose connections end when it is closed. Shutdown leaves it open, so that they get
+// their answers; whoever connects meanwhile is turned away. The caller closes ln after that, and then ServeBridge returns.
+func (s *Server) ServeBridge(ln net.Listener) error { return s.accept(ln) }
+
+func (s *Server) accept(ln net.Listener) error {
 	var pause time.Duration
 	for {
 		nc, err := ln.Accept()
