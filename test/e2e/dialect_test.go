@@ -246,13 +246,13 @@ func TestFailuresThatPass(t *testing.T) {
 
 // In a sandbox, the commands refresh, and say how a login stands.
 func TestRefreshInASandbox(t *testing.T) {
-	for _, engine := range []string{"bwrap", "docker"} {
-		t.Run(engine, func(t *testing.T) {
+	for _, c := range []engineCase{everyEngine[0], everyEngine[3], everyEngineOverTLS[0]} {
+		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			x := &sandboxed{engine: engine, shell: []string{"/bin/sh", "-c"}}
+			x := &sandboxed{engine: c.engine, transport: c.transport, shell: []string{"/bin/sh", "-c"}}
 			x.host, x.oauth = refreshing(t, "[profiles.work.providers]\nacme = [\"default\", \"dead\"]\n", "acme", "acme/dead", "acme/hidden")
 			x.vars = append(x.vars, "CONTAINERS_CONF="+setting(t, "CONTAINERS_CONF"))
-			if engine != "bwrap" {
+			if c.engine != "bwrap" {
 				x.image = setting(t, "CREDPROXY_TEST_IMAGE")
 			}
 			p := x.serve()

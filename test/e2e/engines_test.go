@@ -24,11 +24,12 @@ import (
 // sandboxed is a host, stocked, with an engine of its user's.
 type sandboxed struct {
 	*host
-	engine string
-	image  string // "" for bwrap
-	user   string // the home directory of the user on the real machine
-	oauth  *oauthtest.Server
-	shell  []string // a POSIX shell inside
+	engine    string
+	transport string // "" leaves the choice to credproxy
+	image     string // "" for bwrap
+	user      string // the home directory of the user on the real machine
+	oauth     *oauthtest.Server
+	shell     []string // a POSIX shell inside
 }
 
 // setting returns what test/engines.sh printed.
@@ -41,56 +42,89 @@ func setting(t *testing.T, name string) string {
 	return v
 }
 
-// eachEngine runs f with every engine, as root and as an ordinary user.
+// engineCase is an engine of root's or of an ordinary user's, and how the socket gets inside.
+type engineCase struct {
+	name, engine string
+	root         bool
+	transport    string
+	server       string // of docker: the setting with its address; "" is the usual one
+}
+
+var (
+	everyEngine = []engineCase{
+		{"docker", "docker", true, "", ""},
+		{"podman", "podman", true, "", ""},
+		{"podman rootless", "podman", false, "", ""},
+		{"bwrap", "bwrap", true, "", ""},
+		{"bwrap as a user", "bwrap", false, "", ""},
+	}
+	everyEngineOverTLS = []engineCase{
+		{"docker over tls", "docker", true, "tls", ""},
+		{"podman over tls", "podman", true, "tls", ""},
+		{"podman rootless over tls", "podman", false, "tls", ""},
+	}
+)
+
+// eachEngine runs f with every engine, as root and as an ordinary user, over each transport that there is for it.
 func eachEngine(t *testing.T, f func(t *testing.T, s *sandboxed)) {
-	for _, c := range []struct {
-		name, engine string
-		root         bool
-	}{
-		{"docker", "docker", true},
-		{"podman", "podman", true},
-		{"podman rootless", "podman", false},
-		{"bwrap", "bwrap", true},
-		{"bwrap as a user", "bwrap", false},
-	} {
+	t.Helper()
+	inEngines(t, append(everyEngine[:len(everyEngine):len(everyEngine)], everyEngineOverTLS...), f)
+}
+
+func inEngines(t *testing.T, cases []engineCase, f func(t *testing.T, s *sandboxed)) {
+	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel() // most of it is waiting for an engine
-			s := &sandboxed{engine: c.engine, user: "/root", shell: []string{"/bin/sh", "-c"}}
-			uid, runtime := 0, ""
-			if !c.root {
-				u, err := user.Lookup(setting(t, "CREDPROXY_TEST_USER"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if uid, err = strconv.Atoi(u.Uid); err != nil {
-					t.Fatal(err)
-				}
-				s.user, runtime = u.HomeDir, setting(t, "CREDPROXY_TEST_USER_RUNTIME")
-			}
-			s.host, s.oauth = stockedFor(t, uid, generous+`
+			f(t, newSandboxed(t, c))
+		})
+	}
+}
+
+func newSandboxed(t *testing.T, c engineCase) *sandboxed {
+	t.Helper()
+	s := &sandboxed{engine: c.engine, transport: c.transport, user: "/root", shell: []string{"/bin/sh", "-c"}}
+	uid, runtime := 0, ""
+	if !c.root {
+		u, err := user.Lookup(setting(t, "CREDPROXY_TEST_USER"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uid, err = strconv.Atoi(u.Uid); err != nil {
+			t.Fatal(err)
+		}
+		s.user, runtime = u.HomeDir, setting(t, "CREDPROXY_TEST_USER_RUNTIME")
+	}
+	s.host, s.oauth = stockedFor(t, uid, generous+`
 [profiles.work]
 keys = ["openai", "nothing"]
 [profiles.work.providers]
 acme = ["default", "nowhere"]
 `)
-			s.vars = append(s.vars, "HOME="+s.user, "CONTAINERS_CONF="+setting(t, "CONTAINERS_CONF"))
-			if runtime != "" {
-				s.vars = append(s.vars, "XDG_RUNTIME_DIR="+runtime)
-			}
-			if c.engine != "bwrap" {
-				s.image = setting(t, "CREDPROXY_TEST_IMAGE")
-			}
-			if err := copyFile(guest, s.work+"/guest", 0o755); err != nil {
-				t.Fatal(err)
-			}
-			f(t, s)
-		})
+	s.vars = append(s.vars, "HOME="+s.user, "CONTAINERS_CONF="+setting(t, "CONTAINERS_CONF"))
+	if c.server != "" {
+		s.vars = append(s.vars, "DOCKER_HOST="+setting(t, c.server))
+		if err := os.Chmod(s.work, 0o777); err != nil { // whoever is inside may be nobody here
+			t.Fatal(err)
+		}
 	}
+	if runtime != "" {
+		s.vars = append(s.vars, "XDG_RUNTIME_DIR="+runtime)
+	}
+	if c.engine != "bwrap" {
+		s.image = setting(t, "CREDPROXY_TEST_IMAGE")
+	}
+	if err := copyFile(guest, s.work+"/guest", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 // args are those of `credproxy run … -- command`.
 func (s *sandboxed) args(flags []string, command ...string) []string {
 	args := append([]string{"run", "--engine", s.engine, "--profile", "work"}, flags...)
+	if s.transport != "" {
+		args = append(args, "--transport", s.transport)
+	}
 	if s.image != "" {
 		args = append(args, "--image", s.image)
 	}

@@ -25,13 +25,16 @@ import (
 
 // roles are what this test program plays as another process: inside a sandbox, or as another user.
 var roles = map[string]func(args []string) int{
-	"look-around": lookAround,
-	"first-bytes": firstBytes,
-	"spy":         spy,
-	"ask":         ask,
-	"linger":      linger,
-	"open-files":  openFiles,
-	"hands":       hands,
+	"look-around":  lookAround,
+	"first-bytes":  firstBytes,
+	"spy":          spy,
+	"ask":          ask,
+	"linger":       linger,
+	"open-files":   openFiles,
+	"hands":        hands,
+	"search":       search,
+	"keep-in-mind": keepInMind,
+	"knock":        knock,
 }
 
 // surroundings is what a program in a sandbox can see.

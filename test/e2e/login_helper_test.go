@@ -107,9 +107,9 @@ type innerRun struct {
 }
 
 // enter starts the guest program "hands" in a sandbox of s. The sandbox ends with leave.
-func (s *sandboxed) enter(t *testing.T) *inside {
+func (s *sandboxed) enter(t *testing.T, flags ...string) *inside {
 	t.Helper()
-	return s.hands(t, s.command(s.args(nil, "./guest", "hands")...))
+	return s.hands(t, s.command(s.args(flags, "./guest", "hands")...))
 }
 
 // hands starts a command that runs the guest program of this name.
@@ -185,7 +185,10 @@ func (in *inside) id() int {
 	return in.next
 }
 
-func (in *inside) begin(args ...string) (*running, error) {
+func (in *inside) begin(args ...string) (*running, error) { return in.execute("credproxy", args...) }
+
+// execute starts any program inside.
+func (in *inside) execute(program string, args ...string) (*running, error) {
 	id := in.id()
 	run := &innerRun{stdout: newCollector(), stderr: newCollector(), ended: make(chan struct{})}
 	in.mu.Lock()
@@ -196,7 +199,7 @@ func (in *inside) begin(args ...string) (*running, error) {
 		code:   func() int { return run.code },
 		types:  func(text string) error { return in.tell(order{ID: id, Type: text}) },
 		signal: func(s syscall.Signal) error { return in.tell(order{ID: id, Signal: s}) },
-	}, in.tell(order{ID: id, Run: append([]string{"credproxy"}, args...)})
+	}, in.tell(order{ID: id, Run: append([]string{program}, args...)})
 }
 
 // ask has the socket asked from inside, by a client that is not ours.
