@@ -1,11 +1,15 @@
 package keyring
 
 import (
+	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
@@ -106,5 +110,73 @@ func TestAddCommand(t *testing.T) {
 		if line, err := f(); err == nil || !line.IsZero() || strings.Contains(err.Error(), "canary") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestAddCommandLimit(t *testing.T) {
+	it := store.Item{Service: "llxprt-code-oauth", Account: "codex:default"}
+	fits := 0
+	for n := range maxCommand {
+		line, err := addCommand(it, secret.New(strings.Repeat("x", n+1)))
+		if err == nil {
+			fits = n + 1
+			// The buffer also takes a NUL, and what is cut off would become the next command.
+			if len(line.Reveal()) >= maxCommand {
+				t.Fatalf("a line of %d bytes", len(line.Reveal()))
+			}
+		} else if !errors.Is(err, store.ErrTooLarge) {
+			t.Fatalf("%d bytes: %v", n+1, err)
+		}
+	}
+	if fits < 1900 || fits > maxCommand/2 {
+		t.Errorf("values of up to %d bytes fit", fits)
+	}
+}
+
+func TestExitError(t *testing.T) {
+	for status, want := range map[int]error{
+		44: store.ErrNotFound, 36: store.ErrLocked, 51: store.ErrLocked, 128: store.ErrLocked, 50: store.ErrUnavailable, 37: store.ErrUnavailable,
+	} {
+		if err := exitError("find-generic-password", status); !errors.Is(err, want) {
+			t.Errorf("%d: %v, want %v", status, err, want)
+		}
+	}
+	if err := exitError("-i", 1); err == nil || !strings.Contains(err.Error(), "exit status 1") {
+		t.Errorf("another status: %v", err)
+	}
+}
+
+func TestQuestions(t *testing.T) {
+	one, two := store.Item{Service: "svc", Account: "one"}, store.Item{Service: "svc", Account: "two"}
+	for name, c := range map[string]struct {
+		took  time.Duration
+		err   error
+		quiet bool
+	}{
+		"answered":               {5 * time.Second, nil, false},
+		"not there":              {0, store.ErrNotFound, false},
+		"no":                     {2 * time.Second, errKeychainLocked, true},
+		"nobody there":           {answerLimit, errSilent, true},
+		"hung up on":             {2 * time.Second, context.Canceled, true},
+		"hung up before it came": {0, context.Canceled, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var q questions
+			if err := q.before(one); err != nil {
+				t.Fatal(err)
+			}
+			q.after(one, c.took, c.err)
+			time.Sleep(quiet - time.Second)
+			if err := q.before(one); (err != nil) != c.quiet || err != nil && !errors.Is(err, store.ErrLocked) {
+				t.Errorf("%s: soon after: %v", name, err)
+			}
+			if err := q.before(two); err != nil {
+				t.Errorf("%s: another item: %v", name, err)
+			}
+			time.Sleep(time.Second)
+			if err := q.before(one); err != nil {
+				t.Errorf("%s: later: %v", name, err)
+			}
+		})
 	}
 }
