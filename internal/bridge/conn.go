@@ -54,6 +54,7 @@ type Conn struct {
 	isClosed    bool
 	readClosed  bool
 	writeClosed bool
+	departed    bool // the other end has closed altogether, and Read may not have come to that yet
 	readUntil   time.Time
 	writeUntil  time.Time
 	firstUntil  time.Time // for the first bytes, until they are there
@@ -224,7 +225,7 @@ func (c *Conn) writable() error {
 	switch {
 	case c.isClosed:
 		return net.ErrClosed
-	case c.writeClosed, c.hung.Load():
+	case c.writeClosed, c.departed, c.hung.Load():
 		return syscall.EPIPE
 	case past(c.writeUntil):
 		return os.ErrDeadlineExceeded
@@ -273,7 +274,7 @@ func (c *Conn) writeError(err error) error {
 	switch {
 	case c.isClosed:
 		return net.ErrClosed
-	case errors.Is(err, yamux.ErrTimeout):
+	case errors.Is(err, yamux.ErrTimeout) && !c.departed:
 		return os.ErrDeadlineExceeded
 	}
 	return syscall.EPIPE
@@ -303,6 +304,7 @@ func (c *Conn) Close() error {
 	_ = c.stream.Close()
 	if c.host != nil {
 		c.host.live.Add(-1)
+		c.host.departures.remove(c)
 	}
 	return nil
 }
@@ -359,6 +361,9 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 		return net.ErrClosed
 	}
 	c.writeUntil = t
+	if c.departed {
+		return nil
+	}
 	return c.stream.SetWriteDeadline(t)
 }
 

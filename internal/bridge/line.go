@@ -39,6 +39,8 @@ type line struct {
 	conn *tls.Conn
 	done chan struct{} // closed when the sending goroutine has ended
 
+	ended func(stream uint32) // told by Read when the other end closes a stream; nil: nobody
+
 	in  [frameHead]byte // the frame header that is arriving
 	inN int             // bytes of it
 	ins uint32          // bytes of the payload that are still to come
@@ -154,6 +156,9 @@ func (l *line) Read(p []byte) (int, error) {
 			continue
 		}
 		l.inN = 0
+		if l.ended != nil && l.in[3]&frameEnds != 0 {
+			l.ended(binary.BigEndian.Uint32(l.in[4:]))
+		}
 		switch l.in[1] {
 		case frameData:
 			l.ins = binary.BigEndian.Uint32(l.in[8:])

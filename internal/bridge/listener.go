@@ -60,6 +60,8 @@ type Listener struct {
 	lost     chan struct{}
 	live     atomic.Int64 // connections that Accept has returned and nobody has closed yet
 
+	departures departures
+
 	mu        sync.Mutex
 	secret    [secretLen]byte
 	container string
@@ -178,6 +180,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	c := &Conn{stream: stream, host: l, firstUntil: time.Now().Add(headTime)}
 	c.peer.UID = -1
 	_ = stream.SetReadDeadline(c.firstUntil)
+	l.departures.add(c)
 	return c, nil
 }
 
@@ -366,6 +369,7 @@ func (l *Listener) judge(state tls.ConnectionState, hello []byte) (answer byte, 
 func (l *Listener) carry(conn *tls.Conn, remote string) {
 	defer close(l.lost)
 	line := newLine(conn)
+	line.ended = l.departures.saw
 	session, err := yamux.Server(line, muxConfig(lingerTime))
 	if err != nil {
 		panic("bridge: " + err.Error()) // of our own configuration
