@@ -75,7 +75,7 @@ func (a *app) demo(ctx context.Context, engine sandbox.Kind) (err error) {
 	if d.self, err = os.Executable(); err != nil {
 		return err
 	}
-	top, err := os.MkdirTemp("", "credproxy-demo-")
+	top, err := os.MkdirTemp(demoParent(), "credproxy-demo-")
 	if err != nil {
 		return err
 	}

@@ -145,7 +145,7 @@ func placeGuest(e Engine, path, home, runDir string) (string, error) {
 		return "", fmt.Errorf("guest program: %w", err)
 	}
 	sum := sha256.Sum256(content)
-	dir := filepath.Join(runDir, guestDir)
+	dir := filepath.Join(runDir, GuestDir)
 	copied := filepath.Join(dir, "credproxy-"+hex.EncodeToString(sum[:8]))
 	if err := copyGuest(copied, content); err != nil {
 		return "", fmt.Errorf("copy of the guest program, which a virtual machine can see: %w", err)
@@ -161,8 +161,8 @@ func placeGuest(e Engine, path, home, runDir string) (string, error) {
 	return filepath.EvalSymlinks(copied)
 }
 
-// guestDir is the directory below Spec.RunDir with copies of the guest program. Sweep passes over directories.
-const guestDir = "guest"
+// GuestDir is the directory below Spec.RunDir with copies of the guest program, which outlive the runs. Sweep passes over directories.
+const GuestDir = "guest"
 
 func copyGuest(path string, content []byte) error {
 	if there, err := os.Open(path); err == nil {

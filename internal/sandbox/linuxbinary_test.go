@@ -164,7 +164,7 @@ func TestPlaceGuest(t *testing.T) {
 	place := func() string {
 		t.Helper()
 		got, err := placeGuest(vm, at("opt/credproxy-linux-arm64"), home, runs)
-		if err != nil || filepath.Dir(got) != filepath.Join(runs, guestDir) {
+		if err != nil || filepath.Dir(got) != filepath.Join(runs, GuestDir) {
 			t.Fatalf("%q, %v", got, err)
 		}
 		return got
