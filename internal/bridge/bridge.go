@@ -45,7 +45,6 @@
 package bridge
 
 import (
-	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/tls"
 	"errors"
@@ -91,10 +90,29 @@ func prove(state tls.ConnectionState, secret []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("export from the TLS session: %w", err)
 	}
-	mac := hmac.New(sha256.New, secret)
-	mac.Write(bound)
-	clear(bound)
-	return mac.Sum(nil), nil
+	defer clear(bound)
+	return authenticate(secret, bound), nil
+}
+
+// authenticate is HMAC-SHA256 (RFC 2104) under a key of at most 64 bytes. crypto/hmac would leave the key in memory, in its pads.
+func authenticate(key, message []byte) []byte {
+	inner, outer := make([]byte, sha256.BlockSize), make([]byte, sha256.BlockSize)
+	defer clear(inner)
+	defer clear(outer)
+	copy(inner, key)
+	copy(outer, key)
+	for i := range inner {
+		inner[i] ^= 0x36
+		outer[i] ^= 0x5c
+	}
+	h := sha256.New() // takes whole blocks from where they are
+	h.Write(inner)
+	h.Write(message)
+	sum := h.Sum(nil)
+	h.Reset()
+	h.Write(outer)
+	h.Write(sum)
+	return h.Sum(nil)
 }
 
 // How long a stream that this side has closed waits for the other side to close it too; then it is forgotten. A sandbox may
