@@ -79,7 +79,7 @@ var (
 
 	ErrWrongProof    = errors.New("the proof of this run's secret is wrong")
 	ErrSecondSession = errors.New("this run's secret was used for a second session")
-	ErrUnfinished    = errors.New("the connection did not prove itself in time")
+	ErrUnfinished    = errors.New("the connection had not proved itself when its time was up or it ended")
 	ErrCrowded       = errors.New("the connection had not proved itself when too many others waited")
 	ErrNotOurs       = errors.New("the connection does not speak this protocol")
 )

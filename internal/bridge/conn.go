@@ -33,8 +33,10 @@ var kick = time.Unix(1, 0)
 //
 // reading and writing are held by whoever reads or writes; mu guards what stands below it and is never held while waiting.
 type Conn struct {
-	stream *yamux.Stream
-	host   *Listener // nil inside
+	stream  *yamux.Stream
+	streams *streams
+	host    *Listener // nil inside
+	gone    func()    // called when the other end has closed; may be nil
 
 	reading sync.Mutex
 	first   [streamHead]byte
@@ -47,14 +49,14 @@ type Conn struct {
 	writing sync.Mutex
 	rest    []byte // of a record that was begun when its time was up: it goes first
 
-	half atomic.Bool // the other end sends no more
-	hung atomic.Bool // it has closed altogether
+	half  atomic.Bool // Read has come to where the other end sends no more
+	hung  atomic.Bool // Read has come to the end of the stream
+	ended atomic.Bool // the other end has closed; there may be something left to read
 
 	mu          sync.Mutex
 	isClosed    bool
 	readClosed  bool
 	writeClosed bool
-	departed    bool // the other end has closed altogether, and Read may not have come to that yet
 	readUntil   time.Time
 	writeUntil  time.Time
 	firstUntil  time.Time // for the first bytes, until they are there
@@ -211,10 +213,10 @@ func (c *Conn) CloseWrite() error {
 	if err := c.writable(); err != nil {
 		return err
 	}
+	taken, err := c.send(takeBuffer(recordHead)) // all zero
 	c.mu.Lock()
-	c.writeClosed = true
+	c.writeClosed = taken
 	c.mu.Unlock()
-	_, err := c.send(takeBuffer(recordHead)) // all zero
 	return err
 }
 
@@ -225,7 +227,7 @@ func (c *Conn) writable() error {
 	switch {
 	case c.isClosed:
 		return net.ErrClosed
-	case c.writeClosed, c.departed, c.hung.Load():
+	case c.writeClosed, c.hung.Load(), c.ended.Load():
 		return syscall.EPIPE
 	case past(c.writeUntil):
 		return os.ErrDeadlineExceeded
@@ -274,7 +276,7 @@ func (c *Conn) writeError(err error) error {
 	switch {
 	case c.isClosed:
 		return net.ErrClosed
-	case errors.Is(err, yamux.ErrTimeout) && !c.departed:
+	case errors.Is(err, yamux.ErrTimeout) && !c.ended.Load():
 		return os.ErrDeadlineExceeded
 	}
 	return syscall.EPIPE
@@ -302,28 +304,25 @@ func (c *Conn) Close() error {
 	_ = c.stream.SetDeadline(kick)
 	c.mu.Unlock()
 	_ = c.stream.Close()
-	if c.host != nil {
-		c.host.live.Add(-1)
-		c.host.departures.remove(c)
-	}
+	c.streams.remove(c)
 	return nil
 }
 
-// HungUp reports, once Read has returned an end of file, whether the other end has closed altogether, rather than said that it
-// will send no more and still reads. See [socket.HungUp].
-func (c *Conn) HungUp() bool {
-	if c.half.Load() && !c.hung.Load() && c.reading.TryLock() {
-		defer c.reading.Unlock()
-		_ = c.stream.SetReadDeadline(kick)
-		var b [1]byte
-		if _, err := c.stream.Read(b[:]); !errors.Is(err, yamux.ErrTimeout) { // there is nothing but the end to come
-			c.hung.Store(true)
-		}
-		c.mu.Lock()
-		_ = c.setReadDeadlineLocked()
-		c.mu.Unlock()
+// otherClosed is told when the other end has closed: nobody will read what is written now. It must not wait.
+func (c *Conn) otherClosed() {
+	c.mu.Lock()
+	c.ended.Store(true)
+	_ = c.stream.SetWriteDeadline(kick)
+	c.mu.Unlock()
+	if c.gone != nil {
+		c.gone()
 	}
-	return c.hung.Load()
+}
+
+// HungUp reports whether the other end has closed altogether, rather than said that it will send no more and still reads. What
+// it has sent before can still be read. See [socket.HungUp].
+func (c *Conn) HungUp() bool {
+	return c.ended.Load() || c.hung.Load() || c.stream.Session().IsClosed()
 }
 
 // SetDeadline sets the read and the write deadline; the zero time is none.
@@ -361,7 +360,7 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 		return net.ErrClosed
 	}
 	c.writeUntil = t
-	if c.departed {
+	if c.ended.Load() {
 		return nil
 	}
 	return c.stream.SetWriteDeadline(t)

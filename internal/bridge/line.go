@@ -18,6 +18,7 @@ const maxUnsent = 64 << 20
 var (
 	errUnread = errors.New("the other end does not read")
 	errPing   = errors.New("the other end sends frames that neither end has a use for")
+	errFlood  = errors.New("the other end opens more streams than it may")
 )
 
 // yamux's frames: version, type, flags (2), stream (4), length (4).
@@ -25,6 +26,9 @@ const (
 	frameHead  = 12
 	frameData  = 0
 	framePing  = 2
+	flagSYN    = 1
+	flagFIN    = 4
+	flagRST    = 8
 	spareLimit = 64 << 10 // a buffer that has grown beyond is not kept
 )
 
@@ -36,10 +40,9 @@ const (
 //
 // mu guards what stands below it. Read belongs to yamux's reading goroutine.
 type line struct {
-	conn *tls.Conn
-	done chan struct{} // closed when the sending goroutine has ended
-
-	ended func(stream uint32) // told by Read when the other end closes a stream; nil: nobody
+	conn    *tls.Conn
+	streams *streams      // told which streams begin and end
+	done    chan struct{} // closed when the sending goroutine has ended
 
 	in  [frameHead]byte // the frame header that is arriving
 	inN int             // bytes of it
@@ -54,8 +57,8 @@ type line struct {
 }
 
 // newLine starts the sending goroutine. Close ends it.
-func newLine(conn *tls.Conn) *line {
-	l := &line{conn: conn, done: make(chan struct{})}
+func newLine(conn *tls.Conn, streams *streams) *line {
+	l := &line{conn: conn, streams: streams, done: make(chan struct{})}
 	l.changed.L = &l.mu
 	go l.send()
 	return l
@@ -140,10 +143,19 @@ func (l *line) drain() {
 	}
 }
 
-// Read returns what has arrived, and an error as soon as that has a ping in it: yamux starts a goroutine for each.
+// Read returns what has arrived. yamux acts on it afterwards: a Conn knows that the other end has closed before its reader
+// comes to the end of the stream.
 func (l *line) Read(p []byte) (int, error) {
 	n, err := l.conn.Read(p)
-	for b := p[:n]; len(b) > 0; {
+	if bad := l.inspect(p[:n]); bad != nil {
+		return 0, bad
+	}
+	return n, err
+}
+
+// inspect looks at the frame headers in b.
+func (l *line) inspect(b []byte) error {
+	for len(b) > 0 {
 		if l.ins > 0 {
 			skip := min(uint64(l.ins), uint64(len(b)))
 			l.ins -= uint32(skip)
@@ -156,17 +168,21 @@ func (l *line) Read(p []byte) (int, error) {
 			continue
 		}
 		l.inN = 0
-		if l.ended != nil && l.in[3]&frameEnds != 0 {
-			l.ended(binary.BigEndian.Uint32(l.in[4:]))
-		}
 		switch l.in[1] {
 		case frameData:
 			l.ins = binary.BigEndian.Uint32(l.in[8:])
-		case framePing:
-			return 0, errPing
+		case framePing: // which neither end sends; yamux would start a goroutine for each
+			return errPing
+		}
+		flags, id := binary.BigEndian.Uint16(l.in[2:]), binary.BigEndian.Uint32(l.in[4:])
+		if flags&flagSYN != 0 && !l.streams.opened(id) {
+			return errFlood
+		}
+		if flags&(flagFIN|flagRST) != 0 {
+			l.streams.ended(id)
 		}
 	}
-	return n, err
+	return nil
 }
 
 // end closes a session and its line such that the other end gets what was written before, if it takes it within drainTime.

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +17,7 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -58,9 +59,7 @@ type Listener struct {
 	running  sync.WaitGroup
 	attached chan struct{} // closed once session is set
 	lost     chan struct{}
-	live     atomic.Int64 // connections that Accept has returned and nobody has closed yet
-
-	departures departures
+	streams  streams
 
 	mu        sync.Mutex
 	secret    [secretLen]byte
@@ -120,6 +119,7 @@ func Listen(o Options) (*Listener, error) {
 		attached: make(chan struct{}),
 		lost:     make(chan struct{}),
 		left:     make(chan struct{}, 1),
+		streams:  streams{accepts: true},
 	}
 	_, _ = rand.Read(l.secret[:]) // never fails
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -164,7 +164,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 	// Until the inside closes a stream that the host has closed, yamux keeps up to a window of what the inside sends. Who lets
 	// many of them lie gets no new ones.
-	for int64(l.session.NumStreams()) > l.live.Load()+backlog+maxClosing {
+	for l.session.NumStreams() > l.streams.open()+backlog+maxClosing {
 		select {
 		case <-time.After(closingPause):
 		case <-l.ctx.Done():
@@ -176,11 +176,10 @@ func (l *Listener) Accept() (net.Conn, error) {
 		<-l.ctx.Done() // the session has ended, and there will be no other
 		return nil, net.ErrClosed
 	}
-	l.live.Add(1)
-	c := &Conn{stream: stream, host: l, firstUntil: time.Now().Add(headTime)}
+	c := &Conn{stream: stream, streams: &l.streams, host: l, firstUntil: time.Now().Add(headTime)}
 	c.peer.UID = -1
 	_ = stream.SetReadDeadline(c.firstUntil)
-	l.departures.add(c)
+	l.streams.add(c)
 	return c, nil
 }
 
@@ -188,7 +187,11 @@ func (l *Listener) Accept() (net.Conn, error) {
 func (l *Listener) peer(first [streamHead]byte) socket.Peer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return readPeer(first, os.Geteuid(), l.container)
+	p := readPeer(first, os.Geteuid(), l.container)
+	if p.UID < 0 {
+		l.log.Debug("a connection of another user of the sandbox", "uid_inside", binary.BigEndian.Uint32(first[1:]), "pid", p.PID)
+	}
+	return p
 }
 
 // Close closes the session and every connection, and waits for the listener's goroutines. What has been written
@@ -324,7 +327,6 @@ func (l *Listener) admit(c *candidate) (*tls.Conn, error) {
 		return nil, unfinished(err)
 	}
 	var hello [helloLen]byte
-	defer clear(hello[:])
 	if _, err := io.ReadFull(conn, hello[:]); err != nil {
 		return nil, unfinished(err)
 	}
@@ -339,10 +341,12 @@ func (l *Listener) admit(c *candidate) (*tls.Conn, error) {
 	return conn, c.conn.SetDeadline(time.Time{})
 }
 
-// unfinished tells a connection that was too slow from one that spoke something else. What it said is not repeated.
+// unfinished tells a connection that was too slow or has ended from one that spoke something else. What it said is not repeated.
 func unfinished(err error) error {
 	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout(),
+		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return ErrUnfinished
 	}
 	return ErrNotOurs
@@ -368,8 +372,7 @@ func (l *Listener) judge(state tls.ConnectionState, hello []byte) (answer byte, 
 // carry is the life of the one session.
 func (l *Listener) carry(conn *tls.Conn, remote string) {
 	defer close(l.lost)
-	line := newLine(conn)
-	line.ended = l.departures.saw
+	line := newLine(conn, &l.streams)
 	session, err := yamux.Server(line, muxConfig(lingerTime))
 	if err != nil {
 		panic("bridge: " + err.Error()) // of our own configuration

@@ -21,9 +21,10 @@ import (
 
 // Session is the inside's end. Its goroutines belong to [Session.Serve], which waits for them.
 type Session struct {
-	mux  *yamux.Session
-	line *line
-	uid  int // of the inside's own user
+	mux     *yamux.Session
+	line    *line
+	streams streams
+	uid     int // of the inside's own user
 }
 
 // Attach makes the session over raw, a connection that leads to the listener h is from. It wipes h's secret, whatever comes of it,
@@ -46,7 +47,8 @@ func Attach(ctx context.Context, raw net.Conn, h *Handover) (*Session, error) {
 		}
 		return nil, fmt.Errorf("attach to the proxy: %w", err)
 	}
-	s := &Session{line: newLine(conn), uid: os.Geteuid()}
+	s := &Session{uid: os.Geteuid()}
+	s.line = newLine(conn, &s.streams)
 	if s.mux, err = yamux.Client(s.line, muxConfig(0)); err != nil {
 		panic("bridge: " + err.Error()) // of our own configuration
 	}
@@ -157,7 +159,9 @@ func (s *Session) lost() error {
 // carry is one connection's life: a goroutine for each direction. When ctx ends, so does the session: what has arrived goes to
 // the program, if it takes it within a second.
 func (s *Session) carry(ctx context.Context, uc *net.UnixConn, stream *yamux.Stream) {
-	c := &Conn{stream: stream, firstN: streamHead}
+	// When the host closes its end, nothing that the program still sends gets there. What is on its way to the program does.
+	c := &Conn{stream: stream, streams: &s.streams, firstN: streamHead, gone: func() { _ = uc.CloseRead() }}
+	s.streams.add(c)
 	defer c.Close()
 	defer uc.Close()
 	defer context.AfterFunc(ctx, func() { _ = uc.SetWriteDeadline(time.Now().Add(drainTime)) })()
@@ -177,28 +181,25 @@ func (s *Session) carry(ctx context.Context, uc *net.UnixConn, stream *yamux.Str
 // chunk is what is read at once from a program: what a TLS record holds, with its headers.
 const chunk = 16<<10 - recordHead - frameHead
 
-// outward carries what the program sends. When the program is gone it closes the stream, so that the host learns of it, and
-// leaves the other direction to inward.
+// outward carries what the program sends, until it sends no more or the host has closed its end. Unless the program still
+// reads it closes the stream then, so that the host learns of it, and leaves the other direction to inward.
 func outward(uc *net.UnixConn, c *Conn) {
 	buf := make([]byte, chunk)
 	for {
 		n, err := uc.Read(buf)
+		var werr error
 		if n > 0 {
-			_, werr := c.Write(buf[:n])
+			_, werr = c.Write(buf[:n])
 			clear(buf[:n])
-			if werr != nil {
-				return // inward learns of it too
-			}
 		}
 		switch {
-		case err == nil:
-		case err == io.EOF && !socket.HungUp(uc):
-			_ = c.CloseWrite()
-			return
+		case err == nil && werr == nil:
+			continue
+		case err == io.EOF && werr == nil && !socket.HungUp(uc) && c.CloseWrite() == nil:
 		default:
 			_ = c.stream.Close()
-			return
 		}
+		return
 	}
 }
 
