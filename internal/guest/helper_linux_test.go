@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,7 +65,7 @@ type world struct {
 	Files     uint64 // soft RLIMIT_NOFILE; 0: as it is
 }
 
-// first makes the world of args[0] in its new namespaces, loses CAP_SYS_PTRACE, and becomes args[1:].
+// first makes the world of args[0] in its new namespaces, keeps the usual capabilities, and becomes args[1:].
 func first(args []string) error {
 	runtime.LockOSThread() // capabilities are the thread's, and execve keeps those of this one
 	var w world
@@ -99,7 +100,7 @@ func first(args []string) error {
 		}
 	}
 	unix.Umask(w.Umask)
-	if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_PTRACE, 0, 0, 0); err != nil {
+	if err := dropCapabilities(); err != nil {
 		return err
 	}
 	if w.User != 0 {
@@ -115,11 +116,29 @@ func first(args []string) error {
 	return fmt.Errorf("%s: %w", args[1], syscall.Exec(args[1], args[1:], os.Environ()))
 }
 
-// powerless loses CAP_SYS_PTRACE and becomes args.
+// usual are the capabilities that docker leaves to the root of a container when nobody says anything about them.
+var usual = []int{
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FSETID, unix.CAP_FOWNER, unix.CAP_MKNOD, unix.CAP_NET_RAW, unix.CAP_SETGID, unix.CAP_SETUID,
+	unix.CAP_SETFCAP, unix.CAP_SETPCAP, unix.CAP_NET_BIND_SERVICE, unix.CAP_SYS_CHROOT, unix.CAP_KILL, unix.CAP_AUDIT_WRITE,
+}
+
+// dropCapabilities takes effect with the next execve of this thread.
+func dropCapabilities() error {
+	for c := range unix.CAP_LAST_CAP + 1 {
+		if !slices.Contains(usual, c) {
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// powerless becomes args with no more than the usual capabilities.
 func powerless(args []string) error {
 	runtime.LockOSThread()
 	if os.Geteuid() == 0 {
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_PTRACE, 0, 0, 0); err != nil {
+		if err := dropCapabilities(); err != nil {
 			return err
 		}
 	}
@@ -160,7 +179,7 @@ func start(t *testing.T, w world, tune func(*exec.Cmd), argv ...string) *box {
 	b := &box{world: w, socket: filepath.Join(w.SocketDir, "llxprt-cred-1-00000000.sock"), out: new(buffer), errs: new(buffer), ended: make(chan struct{})}
 	b.Cmd = exec.Command(self, append([]string{"first", string(spec)}, argv...)...)
 	b.Dir = "/"
-	b.Env = append(os.Environ(), SocketEnv+"="+b.socket, "GORACE=atexit_sleep_ms=0", "PATH=/usr/local/bin:/usr/bin:/bin")
+	b.Env = []string{SocketEnv + "=" + b.socket, "GORACE=atexit_sleep_ms=0", "PATH=/usr/local/bin:/usr/bin:/bin"}
 	b.Stdout, b.Stderr = b.out, b.errs
 	b.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Setsid: true}
 	if tune != nil {
@@ -261,6 +280,18 @@ func (b *buffer) String() string              { b.mu.Lock(); defer b.mu.Unlock()
 func (b *box) says(t *testing.T, text string) {
 	t.Helper()
 	b.waitFor(t, strconv.Quote(text), func() bool { return strings.Contains(b.out.String(), text) })
+}
+
+// static returns the guest as it is shipped, in a directory that every user can reach.
+func static(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(newWorld(t).SocketDir, "guest")
+	build := exec.Command("go", "build", "-o", program, "./testdata/static")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return program
 }
 
 // host is the proxy's end: it shakes hands and sends every other frame back.
