@@ -81,7 +81,10 @@ func containerArgs(p plan) []string {
 	if p.transport == TransportTLS {
 		word = guest.BridgeWord
 		// A check that the image brings would run beside our process before that has been told what it is to know.
-		args = append(args, "--no-healthcheck", "--mount="+mountOption(p.engine.Kind, mount{kind: tmpfs, target: filepath.Dir(p.socket)}))
+		args = append(args, "--no-healthcheck")
+		if dir := filepath.Dir(p.socket); !slices.ContainsFunc(p.mounts, func(m mount) bool { return m.target == dir }) {
+			args = append(args, "--mount="+mountOption(p.engine.Kind, mount{kind: tmpfs, target: dir}))
+		}
 	} else {
 		args = append(args, "--mount="+mountOption(p.engine.Kind, mount{source: p.socket, target: p.socket}))
 	}

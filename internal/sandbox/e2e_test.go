@@ -325,6 +325,9 @@ func relay(c *bridge.Conn, socket string) {
 		_ = c.CloseWrite()
 	}()
 	_, _ = io.Copy(out, c)
+	if c.HungUp() { // as the kernel would tell the other end
+		out.Close()
+	}
 	_ = out.CloseWrite()
 	<-answered
 }

@@ -67,7 +67,9 @@ func TestE2EUserNamespaces(t *testing.T) {
 		{"podman", "host", -1, -1, true},
 	} {
 		t.Run(c.engine+" "+c.userns, func(t *testing.T) {
-			t.Parallel()
+			if c.engine != "podman-rootless" || c.userns != "auto" { // which finds no ids while others have them all
+				t.Parallel()
+			}
 			f := newFixture(t, engineNamed(t, c.engine)).auto()
 			f.spec.Spec.EngineArgs = append(f.spec.Spec.EngineArgs, "--userns="+c.userns)
 			if !c.ours {

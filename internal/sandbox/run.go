@@ -150,8 +150,16 @@ func (r *run) container(ctx context.Context, signals <-chan os.Signal) (status i
 // makeCovers replaces the directories to cover by empty ones of the host's, below dir, that are mounted over them. An engine's
 // own tmpfs would not do: some copy into it what it covers, or its mode and not its owner. What is mounted further below gets
 // its mount point.
+//
+// Over TLS one of them may be where the socket is opened inside, and has to be writable there.
 func (r *run) makeCovers(dir string) error {
 	r.plan.mounts = slices.Clone(r.plan.mounts)
+	socket := mount{source: r.plan.socket, target: r.plan.socket}
+	opened := "" // inside
+	if r.plan.transport == TransportTLS {
+		opened = filepath.Dir(r.plan.socket)
+		socket = mount{kind: tmpfs, target: opened}
+	}
 	for i, m := range r.plan.mounts {
 		if m.kind != tmpfs {
 			continue
@@ -159,10 +167,6 @@ func (r *run) makeCovers(dir string) error {
 		source := filepath.Join(dir, strconv.Itoa(i))
 		if err := os.MkdirAll(source, 0o700); err != nil {
 			return err
-		}
-		socket := mount{source: r.plan.socket, target: r.plan.socket}
-		if r.plan.transport == TransportTLS {
-			socket = mount{kind: tmpfs, target: filepath.Dir(r.plan.socket)}
 		}
 		for _, below := range append(slices.Clone(r.plan.mounts[i+1:]), socket) {
 			if !isBelow(below.target, m.target) {
@@ -183,9 +187,14 @@ func (r *run) makeCovers(dir string) error {
 				if err := os.WriteFile(point, nil, 0o600); err != nil {
 					return err
 				}
+			} else if below.target == opened {
+				// For whoever the command is. An engine's tmpfs may take this mode over.
+				if err := os.Chmod(point, 0o777|os.ModeSticky); err != nil {
+					return err
+				}
 			}
 		}
-		r.plan.mounts[i] = mount{kind: bind, source: source, target: m.target, readOnly: true}
+		r.plan.mounts[i] = mount{kind: bind, source: source, target: m.target, readOnly: m.target != opened}
 	}
 	return nil
 }

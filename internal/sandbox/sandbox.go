@@ -265,8 +265,10 @@ func (s *Sandbox) prepareContainer(ctx context.Context, p *plan, spec Spec) erro
 		if err := checkHealthArgs(spec.EngineArgs); err != nil {
 			return err
 		}
-		// What holds the socket inside covers the host's directory by itself.
-		p.mounts = slices.DeleteFunc(p.mounts, func(m mount) bool { return m.kind == tmpfs && m.target == filepath.Dir(p.socket) })
+		if spec.Engine.VM {
+			// What holds the socket inside covers the host's directory by itself. See makeCovers for the others.
+			p.mounts = slices.DeleteFunc(p.mounts, func(m mount) bool { return m.target == filepath.Dir(p.socket) })
+		}
 	}
 	if p.binary, err = placeGuest(spec.Engine, p.binary, spec.Home, spec.RunDir); err != nil {
 		return err

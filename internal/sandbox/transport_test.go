@@ -2,6 +2,8 @@ package sandbox
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -143,5 +145,31 @@ func TestFirstBytes(t *testing.T) {
 	}
 	if b.Len() != 4<<10 {
 		t.Errorf("kept %d bytes", b.Len())
+	}
+}
+
+// TestMakeCoversOverTLS: the directory in which the socket is opened inside is a cover itself, or lies in one.
+func TestMakeCoversOverTLS(t *testing.T) {
+	for target, opened := range map[string]string{"/p/home": "", "/p/home/s": "", "/p": "home/s"} {
+		dir := t.TempDir()
+		r := run{plan: plan{socket: "/p/home/s/one.sock", transport: TransportTLS, mounts: []mount{{kind: tmpfs, target: target}}}}
+		if err := r.makeCovers(dir); err != nil {
+			t.Fatal(err)
+		}
+		writable := target == "/p/home/s"
+		if want := (mount{source: filepath.Join(dir, "0"), target: target, readOnly: !writable}); r.plan.mounts[0] != want {
+			t.Errorf("%s: got %+v", target, r.plan.mounts[0])
+		}
+		if target == "/p/home" {
+			opened = "s"
+		}
+		info, err := os.Stat(filepath.Join(dir, "0", opened))
+		if err != nil || info.Mode() != os.ModeDir|os.ModeSticky|0o777 {
+			t.Errorf("%s: the socket's directory: %v, %v", target, info, err)
+		}
+		args := strings.Join(containerArgs(r.plan), "\n")
+		if got := strings.Count(args, "dst=/p/home/s,") + strings.Count(args, "dst=/p/home/s\n"); got != 1 {
+			t.Errorf("%s: %d mounts are where the socket is opened:\n%s", target, got, args)
+		}
 	}
 }
