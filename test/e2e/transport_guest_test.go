@@ -78,15 +78,25 @@ func search([]string) int {
 		if links, err := os.ReadDir(p + "/fd"); err != nil {
 			r.Closed[pid] = append(r.Closed[pid], "fd")
 		} else {
+			opaque := 0
 			for _, l := range links {
 				path := p + "/fd/" + l.Name()
-				target, _ := os.Readlink(path)
+				target, err := os.Readlink(path)
+				if err != nil {
+					opaque++
+				}
 				look(path, []byte(target))
 				// Reading a pipe would take what is in it away from somebody.
 				if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
 					_ = inFile(path, look)
 				}
 			}
+			if opaque == len(links) { // their numbers are the most that can be seen
+				r.Closed[pid] = append(r.Closed[pid], "fd")
+			}
+		}
+		if pid == os.Getpid() {
+			continue // the needles are here, and what comes of masking them once more
 		}
 		n, err := inMemory(pid, look)
 		r.MemoryRead += n
@@ -95,12 +105,14 @@ func search([]string) int {
 		}
 	}
 	_ = filepath.WalkDir("/", func(path string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
+		if err != nil {
 			return nil
+		}
+		info, err := os.Lstat(path) // the directory knows what lies below a mount, not what is mounted
+		switch {
 		case path == "/proc" || path == "/sys":
 			return fs.SkipDir
-		case !d.Type().IsRegular():
+		case err != nil || !info.Mode().IsRegular():
 			look("the name "+path, []byte(path))
 			if target, err := os.Readlink(path); err == nil {
 				look("the target of "+path, []byte(target))

@@ -198,7 +198,7 @@ func TestCommandOverTLSInheritsNothing(t *testing.T) {
 		}
 		for line := range strings.Lines(r.stdout) {
 			word, _, _ := strings.Cut(line, " ")
-			if fd, err := strconv.Atoi(word); err != nil || fd > 2 {
+			if fd, err := strconv.Atoi(word); err != nil || fd > 2 && !strings.Contains(line, "/sys/fs/cgroup/") { // Go's own
 				t.Errorf("a descriptor came inside: %s", line)
 			}
 		}

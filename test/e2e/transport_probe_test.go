@@ -122,7 +122,7 @@ func TestTransportThatCannotBeHad(t *testing.T) {
 	remapped.fails(2, "--transport tls", "run", "--engine", "docker", "--image", image, "--transport", "unix", "--", "true")
 
 	// Engines on other machines are refused before anybody connects to them.
-	for _, address := range []string{"ssh://nobody@192.0.2.1", "tcp://192.0.2.1:2375", "tcp://192.0.2.1:2376", "tcp://127.0.0.1:1", "http://192.0.2.1"} {
+	for _, address := range []string{"ssh://nobody@192.0.2.1", "tcp://192.0.2.1:2375", "tcp://192.0.2.1:2376", "tcp://127.0.0.1:1"} {
 		remote := *h
 		remote.vars = append(h.vars[:len(h.vars):len(h.vars)], "DOCKER_HOST="+address)
 		for _, transport := range []string{"auto", "tls"} {

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -211,8 +212,9 @@ func TestListenerOfTheBridgeLetsNobodyElseIn(t *testing.T) {
 			}
 			_ = c.SetDeadline(time.Now().Add(patience))
 			_, _ = c.Write([]byte(words))
-			if n, err := c.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
-				t.Errorf("who says %s is answered with %d bytes (%v)", what, n, err)
+			const welcome = 1
+			if answer, err := io.ReadAll(c); os.IsTimeout(err) || len(answer) > 1 || len(answer) == 1 && answer[0] == welcome {
+				t.Errorf("who says %s is answered with %q (%v)", what, answer, err)
 			}
 			c.Close()
 			eventually(t, patience, what+" is in the audit log", func() bool { return refusals(t, s) > before })
