@@ -115,9 +115,16 @@ func authenticate(key, message []byte) []byte {
 	return h.Sum(nil)
 }
 
-// How long a stream that this side has closed waits for the other side to close it too; then it is forgotten. A sandbox may
-// be paused for so long and still find the end of an answer.
-const lingerTime = 5 * time.Minute
+// times are the limits of a Listener that are times.
+type times struct {
+	proof time.Duration // from accept to the last byte of the proof
+	first time.Duration // from Accept to the last of a stream's first bytes
+	// From when this side has closed a stream until it is forgotten although the other side has not closed it. A sandbox may be
+	// paused for so long and still find the end of an answer.
+	linger time.Duration
+}
+
+var usualTimes = times{proof: 5 * time.Second, first: 5 * time.Second, linger: 5 * time.Minute}
 
 // never is longer than any session. yamux's own time limit on writes must not be what decides: a line takes every frame at once,
 // and a process that was stopped and goes on finds all its timers run out at once.

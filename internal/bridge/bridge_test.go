@@ -3,11 +3,13 @@ package bridge
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,9 +30,22 @@ type pair struct {
 
 func newPair(t testing.TB) *pair {
 	t.Helper()
-	l := listen(t, Options{})
+	return newPairOver(t, usualTimes, nil)
+}
+
+// newPairOver has wrap stand between the inside and the network.
+func newPairOver(t testing.TB, limits times, wrap func(net.Conn) net.Conn) *pair {
+	t.Helper()
+	l := start(t, Options{}, limits)
 	l.SetContainer("0123456789ab")
-	s := attach(t, l)
+	raw := dialTCP(t, l)
+	if wrap != nil {
+		raw = wrap(raw)
+	}
+	s, err := Attach(tenSeconds(t), raw, l.Handover())
+	if err != nil {
+		t.Fatal(err)
+	}
 	p := &pair{l: l, session: s, path: filepath.Join(t.TempDir(), "s"), served: make(chan error, 1)}
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.path, Net: "unix"})
 	if err != nil {
@@ -50,9 +65,9 @@ func newPair(t testing.TB) *pair {
 	return p
 }
 
-func listen(t testing.TB, o Options) *Listener {
+func start(t testing.TB, o Options, limits times) *Listener {
 	t.Helper()
-	l, err := Listen(o)
+	l, err := listen(o, limits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,14 +85,14 @@ func dialTCP(t testing.TB, l *Listener) net.Conn {
 	return c
 }
 
-func attach(t testing.TB, l *Listener) *Session {
+// attachRaw proves itself as an honest inside does, and then leaves its TLS connection to the test.
+func attachRaw(t testing.TB, l *Listener) *tls.Conn {
 	t.Helper()
-	s, err := Attach(tenSeconds(t), dialTCP(t, l), l.Handover())
+	conn, err := shake(tenSeconds(t), dialTCP(t, l), l.Handover())
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
-	return s
+	return conn
 }
 
 func tenSeconds(t testing.TB) context.Context {
@@ -129,4 +144,93 @@ func TestCarriesBothWays(t *testing.T) {
 			t.Errorf("%s: write: %v", d.name, err)
 		}
 	}
+}
+
+// until waits for a condition.
+func until(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// The end of the host's side ends everything inside, and what was written before arrives.
+func TestCloseDeliversFirst(t *testing.T) {
+	p := newPair(t)
+	inside, host := p.connect(t)
+	last := bytes.Repeat([]byte("x"), 100<<10)
+	if _, err := host.Write(last); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.l.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+	if got, err := io.ReadAll(inside); err != nil || !bytes.Equal(got, last) {
+		t.Errorf("got %d bytes, %v; want %d and the end", len(got), err, len(last))
+	}
+	if _, err := p.l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept after Close: %v", err)
+	}
+	if err := p.l.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the second Close: %v", err)
+	}
+	if _, err := host.Read(make([]byte, 1)); err != io.EOF || !host.HungUp() {
+		t.Errorf("the host's end: %v, hung up %v; want the end", err, host.HungUp())
+	}
+}
+
+// The inside goes: the host learns it, nobody can attach again, and Accept waits for Close.
+func TestLost(t *testing.T) {
+	p := newPair(t)
+	<-p.l.Attached()
+	inside, host := p.connect(t)
+	if err := p.session.Close(); err != nil {
+		t.Error(err)
+	}
+	<-p.l.Lost()
+	if _, err := inside.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("a program's end: %v, want end of file", err)
+	}
+	if _, err := host.Read(make([]byte, 1)); err != io.EOF || !host.HungUp() {
+		t.Errorf("the host's end: %v, hung up %v", err, host.HungUp())
+	}
+	if _, err := host.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("write: %v, want EPIPE", err)
+	}
+	accepted := make(chan error, 1)
+	go func() { _, err := p.l.Accept(); accepted <- err }()
+	if _, err := Attach(tenSeconds(t), dialTCP(t, p.l), p.l.Handover()); !errors.Is(err, ErrRefused) {
+		t.Errorf("to attach again: %v, want ErrRefused", err)
+	}
+	select {
+	case err := <-accepted:
+		t.Errorf("Accept returned before Close: %v", err)
+	default:
+	}
+	_ = p.l.Close()
+	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept: %v", err)
+	}
+}
+
+// Serve ends when its listener is closed, too.
+func TestServeEndsWithItsListener(t *testing.T) {
+	l := start(t, Options{}, usualTimes)
+	s, err := Attach(tenSeconds(t), dialTCP(t, l), l.Handover())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ln) }()
+	_ = ln.Close()
+	if err := <-served; !errors.Is(err, net.ErrClosed) || errors.Is(err, ErrLost) {
+		t.Errorf("Serve: %v", err)
+	}
+	<-l.Lost()
 }

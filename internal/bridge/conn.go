@@ -20,8 +20,7 @@ import (
 const (
 	recordHead = 2
 	maxRecord  = math.MaxUint16
-	headTime   = 5 * time.Second // for the first bytes of a stream
-	backlog    = 64              // streams that nobody has accepted yet
+	backlog    = 64 // streams that nobody has accepted yet
 )
 
 // kick is a deadline that has passed: it ends the wait of whoever reads or writes.

@@ -36,7 +36,6 @@ type Options struct {
 const (
 	maxUnfinished = 16                     // connections that have not proved themselves
 	graceTime     = 100 * time.Millisecond // that each has before it can be evicted for a newer one
-	proofTime     = 5 * time.Second        // from accept to the last byte of the proof
 	drainTime     = time.Second            // for what has been written when the session is closed
 	maxClosing    = 128                    // streams that the host has closed and the inside has not
 	closingPause  = 50 * time.Millisecond  // between two looks at whether they have become fewer
@@ -48,6 +47,7 @@ const (
 // Its goroutines are the one that accepts TCP connections, one for each of those until it is let in or refused, and the
 // session's. Close ends them and waits. mu guards what stands below it.
 type Listener struct {
+	times   times
 	tcp     net.Listener
 	log     *slog.Logger
 	refused refusals
@@ -80,7 +80,9 @@ type candidate struct {
 }
 
 // Listen opens a listener on a free port of 127.0.0.1, with a key and a secret that are made for it.
-func Listen(o Options) (*Listener, error) {
+func Listen(o Options) (*Listener, error) { return listen(o, usualTimes) }
+
+func listen(o Options, t times) (*Listener, error) {
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make a key: %w", err)
@@ -106,6 +108,7 @@ func Listen(o Options) (*Listener, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	l := &Listener{
+		times:   t,
 		tcp:     tcp,
 		log:     log,
 		refused: refusals{log: log, tell: o.Refused},
@@ -176,7 +179,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		<-l.ctx.Done() // the session has ended, and there will be no other
 		return nil, net.ErrClosed
 	}
-	c := &Conn{stream: stream, streams: &l.streams, host: l, firstUntil: time.Now().Add(headTime)}
+	c := &Conn{stream: stream, streams: &l.streams, host: l, firstUntil: time.Now().Add(l.times.first)}
 	c.peer.UID = -1
 	_ = stream.SetReadDeadline(c.firstUntil)
 	l.streams.add(c)
@@ -316,7 +319,7 @@ func (l *Listener) examine(c *candidate) {
 
 // admit makes the TLS session of c and lets it in, or says why not.
 func (l *Listener) admit(c *candidate) (*tls.Conn, error) {
-	_ = c.conn.SetDeadline(c.accepted.Add(proofTime))
+	_ = c.conn.SetDeadline(c.accepted.Add(l.times.proof))
 	conn := tls.Server(c.conn, l.config)
 	err := conn.HandshakeContext(l.ctx)
 	state := conn.ConnectionState()
@@ -373,7 +376,7 @@ func (l *Listener) judge(state tls.ConnectionState, hello []byte) (answer byte, 
 func (l *Listener) carry(conn *tls.Conn, remote string) {
 	defer close(l.lost)
 	line := newLine(conn, &l.streams)
-	session, err := yamux.Server(line, muxConfig(lingerTime))
+	session, err := yamux.Server(line, muxConfig(l.times.linger))
 	if err != nil {
 		panic("bridge: " + err.Error()) // of our own configuration
 	}
