@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -160,6 +162,9 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 	asked.runs(s)
 	log.Info("running a command", "engine", spec.Engine.Kind, "transport", spec.Transport, "why", whyTransport(f.transport, spec),
 		"profile", f.profile, "socket", spec.Socket)
+	if spec.Bridge != nil {
+		defer noticeLoss(log, spec.Bridge.Lost())()
+	}
 	status, err = s.Run(context.WithoutCancel(ctx), sandbox.Stdio{In: a.stdin, Out: a.stdout, Err: a.stderr})
 	select {
 	case failure := <-p.Failed():
@@ -189,6 +194,32 @@ func whyTransport(asked string, s sandbox.Spec) string {
 		return "the engine runs containers in a virtual machine"
 	}
 	return "the sandbox has other user ids than this host"
+}
+
+// lossTime is how long an engine's client may take to end after its container has.
+const lossTime = 5 * time.Second
+
+// noticeLoss logs it when a sandbox loses its connection and goes on. Nobody else would hear of it on this side. The function
+// that it returns ends it.
+func noticeLoss(log *slog.Logger, lost <-chan struct{}) (end func()) {
+	over := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-lost:
+		case <-over:
+			return
+		}
+		select {
+		case <-time.After(lossTime):
+			log.Warn("the sandbox has lost its connection to this proxy and goes on without credentials: it has to be started anew")
+		case <-over:
+		}
+	})
+	return func() {
+		close(over)
+		watching.Wait()
+	}
 }
 
 // asEngineFailure gives failures before COMMAND ran docker's status 125, so that they are not taken for COMMAND's own.
