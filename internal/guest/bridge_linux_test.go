@@ -403,7 +403,7 @@ func children(t *testing.T, pid int) (first, n int) {
 	}
 	for _, task := range tasks {
 		list, _ := os.ReadFile(task)
-		for _, f := range strings.Fields(string(list)) {
+		for f := range strings.FieldsSeq(string(list)) {
 			if n++; first == 0 {
 				first, _ = strconv.Atoi(f)
 			}

@@ -20,7 +20,7 @@ type signals struct {
 func catch() *signals {
 	s := &signals{child: make(chan os.Signal, 1), others: make(chan os.Signal, 64)}
 	signal.Notify(s.child, syscall.SIGCHLD)
-	signal.Notify(make(chan os.Signal), syscall.SIGPIPE)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // read by nobody
 	for sig := syscall.Signal(1); sig <= 64; sig++ {
 		switch sig {
 		case syscall.SIGCHLD, syscall.SIGPIPE, syscall.SIGURG, syscall.SIGKILL, syscall.SIGSTOP:
