@@ -103,10 +103,15 @@ func (r *run) attached(ctx context.Context, c *carrier, attached <-chan struct{}
 		case <-attached:
 			return nil
 		case <-ended:
-			if c.proc.err != nil {
+			select {
+			case <-attached:
+				return nil
+			default:
+			}
+			if c.proc.err != nil || !c.mayDial {
 				return c.failure()
 			}
-			ended = nil // all that it had to carry is carried: the sandbox has dialled by itself, or does not want it
+			ended = nil // it has nothing to carry: the sandbox dials by itself
 		case <-r.proc.done:
 			return nil
 		case <-ctx.Done():
@@ -121,6 +126,8 @@ func (r *run) attached(ctx context.Context, c *carrier, attached <-chan struct{}
 type carrier struct {
 	proc   *process
 	stderr *firstBytes // to be read when proc has ended
+
+	mayDial bool // the sandbox was told addresses, and may not need the pipe
 
 	in, out *os.File // of the program: written and read here
 	workers sync.WaitGroup
@@ -157,6 +164,7 @@ func (r *run) startCarrier(listener *bridge.Listener) (*carrier, error) {
 	}
 	handover := listener.Handover(e.addresses(r.plan.args, listener.Port())...)
 	defer handover.Wipe()
+	c.mayDial = len(handover.Addresses) > 0
 	c.workers.Go(func() { c.fromSandbox(listener.Port()) })
 	if _, err := handover.WriteTo(in); err != nil {
 		c.close() // the program has ended, and says why
@@ -222,6 +230,9 @@ func (c *carrier) end() {
 func (c *carrier) failure() error {
 	if line := firstLine(c.stderr.String()); line != "" {
 		return errors.New(strings.TrimPrefix(line, "credproxy: "))
+	}
+	if c.proc.err == nil {
+		return errors.New("what carries it has ended without a word")
 	}
 	return c.proc.err
 }
