@@ -166,9 +166,7 @@ func (s *Session) carry(ctx context.Context, uc *net.UnixConn, stream *yamux.Str
 	defer uc.Close()
 	defer context.AfterFunc(ctx, func() { _ = uc.SetWriteDeadline(time.Now().Add(drainTime)) })()
 	first := s.writePeer(socket.Identify(uc))
-	if _, err := stream.Write(first[:]); err != nil {
-		return
-	}
+	_, _ = stream.Write(first[:]) // when it cannot be written, there may still be something to read
 	var up sync.WaitGroup
 	up.Go(func() { outward(uc, c) })
 	inward(uc, c)
@@ -198,6 +196,11 @@ func outward(uc *net.UnixConn, c *Conn) {
 		case err == io.EOF && werr == nil && !socket.HungUp(uc) && c.CloseWrite() == nil:
 		default:
 			_ = c.stream.Close()
+			_ = uc.CloseRead()
+			for err == nil { // a program that waits for room is told only when there is some
+				n, err = uc.Read(buf)
+				clear(buf[:n])
+			}
 		}
 		return
 	}
