@@ -21,8 +21,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/credproxy/credproxy/internal/daemon"
+	"github.com/credproxy/credproxy/internal/frame"
 	"github.com/credproxy/credproxy/internal/sandbox"
 	"github.com/credproxy/credproxy/internal/socket"
+	"github.com/credproxy/credproxy/wire"
 )
 
 func init() {
@@ -78,7 +80,10 @@ func asksWhenTold(dir string, command []string) int {
 		if err != nil {
 			return 0, err
 		}
+		var greeting sync.WaitGroup
+		defer greeting.Wait()
 		defer l.Close()
+		greeting.Go(func() { greet(l) })
 		spec := sandbox.Spec{Command: command, Socket: path, UID: os.Getuid(), GID: os.Getgid(), Home: dir,
 			Env:  []sandbox.EnvVar{{Name: "PS1", Value: "ready> "}},
 			Host: sandbox.Host{Environ: os.Environ(), UID: os.Getuid()}}
@@ -94,6 +99,23 @@ func asksWhenTold(dir string, command []string) int {
 	}()
 	fmt.Fprintf(say, "ended %d %v\n", status, err)
 	return status
+}
+
+// greet answers handshakes, which is all that a sandbox wants before its command starts.
+func greet(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		reader := frame.NewReader(c, wire.MaxPayload(wire.MinVersion), nil)
+		reader.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := reader.Next(); err == nil {
+			_, _ = c.Write(frame.Append(nil, wire.AppendHandshake(nil, wire.MinVersion)))
+		}
+		reader.Close()
+		_ = c.Close()
+	}
 }
 
 // asking is such a process on a terminal of its own, of which the test is the other end.
