@@ -64,12 +64,20 @@ await() {
 	done
 }
 
-# limited COMMAND… ends it after a minute and a half.
-if command -v perl >/dev/null; then
-	limited() { perl -e 'alarm 90; exec @ARGV or exit 127' "$@"; }
-else
-	limited() { "$@"; }
-fi
+# gone PID: the process has ended.
+gone() { ! kill -0 "$1" 2>/dev/null; }
+
+# limited COMMAND… ends it after a minute and a half; usual COMMAND… becomes it, with signals that a script's background has ignored.
+# Both macOS and whatever has git have perl.
+limited() {
+	perl -e 'my $p = fork; unless ($p) { exec @ARGV or exit 127 } $SIG{ALRM} = sub { kill 9, $p }; alarm 90;
+		until (waitpid($p, 0) == $p) {} exit($? & 127 ? 128 + ($? & 127) : $? >> 8)' "$@"
+}
+usual() { exec perl -e '$SIG{INT} = $SIG{QUIT} = "DEFAULT"; exec @ARGV or exit 127' "$@"; }
+command -v perl >/dev/null || {
+	fail perl "not found: install it"
+	exit 1
+}
 
 # The program
 
@@ -158,12 +166,13 @@ serve() {
 
 	mkfifo "$work/paste"
 	exec 4<>"$work/paste"
-	LLXPRT_CREDENTIAL_SOCKET=$socket limited "$cp" auth login check --flow paste <"$work/paste" >"$work/out/lost" 2>"$work/out/lost.err" &
+	LLXPRT_CREDENTIAL_SOCKET=$socket "$cp" auth login check --flow paste <"$work/paste" >"$work/out/lost" 2>"$work/out/lost.err" &
 	client=$!
 	await 20 grep -q https "$work/out/lost"
 	kill -9 "$(cat "$work/serve.pid")"
 	rm "$work/serve.pid"
 	echo 'code#state' >&4
+	await 40 gone $client || kill -9 $client
 	wait $client
 	status=$?
 	exec 4>&-
@@ -278,16 +287,14 @@ sandboxed() {
 		fi
 	fi
 
-	# A command that waits, and gets a signal: SIGINT as a terminal sends it, to all that run there, SIGTERM as another program does.
+	# A command that waits, and a signal for it.
 	mkfifo "$out.fifo"
 	exec 5<>"$out.fifo"
-	set -m # a group of its own, with the usual signals
-	"${run[@]}" credproxy auth login check --flow paste <"$out.fifo" >"$out.login" 2>"$out.err" &
+	usual "${run[@]}" credproxy auth login check --flow paste <"$out.fifo" >"$out.login" 2>"$out.err" &
 	pid=$!
-	set +m
 	if ! await 60 grep -q https "$out.login"; then
 		fail "$about, SIG$3" "the command inside did not start: $(first "$out.err")"
-		kill -9 -$pid
+		kill -9 $pid
 		exec 5>&-
 		return
 	fi
@@ -302,7 +309,8 @@ sandboxed() {
 			pass "$about, secrets" "none in what $1 shows of the container"
 		fi
 	fi
-	if [ "$3" = INT ]; then kill -INT -$pid; else kill -TERM $pid; fi
+	kill -"$3" $pid
+	await 60 gone $pid || kill -9 $pid
 	wait $pid 2>/dev/null
 	status=$?
 	exec 5>&-
