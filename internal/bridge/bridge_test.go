@@ -101,23 +101,28 @@ func tenSeconds(t testing.TB) context.Context {
 	return ctx
 }
 
-// connect makes a connection inside and returns it with the host's end of it.
+// connect makes a connection inside and returns it with the host's end of it. Both have ten seconds.
 func (p *pair) connect(t testing.TB) (inside *net.UnixConn, host *Conn) {
+	t.Helper()
+	inside, host = p.dial(t)
+	t.Cleanup(func() { _, _ = inside.Close(), host.Close() })
+	for _, c := range []net.Conn{inside, host} {
+		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return inside, host
+}
+
+func (p *pair) dial(t testing.TB) (inside *net.UnixConn, host *Conn) {
 	t.Helper()
 	c, err := net.Dial("unix", p.path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = c.Close() })
 	h, err := p.l.Accept()
 	if err != nil {
 		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = h.Close() })
-	for _, c := range []net.Conn{c, h} {
-		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-			t.Fatal(err)
-		}
 	}
 	return c.(*net.UnixConn), h.(*Conn)
 }

@@ -46,7 +46,9 @@ type Conn struct {
 	left    int // bytes of the record that are still to come
 
 	writing sync.Mutex
-	rest    []byte // of a record that was begun when its time was up: it goes first
+	outHead [recordHead]byte
+	lead    int // bytes of outHead that are still to be sent
+	owed    int // bytes that the record which has begun is still to have
 
 	half  atomic.Bool // Read has come to where the other end sends no more
 	hung  atomic.Bool // Read has come to the end of the stream
@@ -182,41 +184,63 @@ func (c *Conn) readError(err error) error {
 }
 
 // Write returns when everything is on its way, or waits within the time that SetWriteDeadline gives for the other end to read
-// what is.
+// what is. The n bytes of a Write that ran out of time arrive, and whatever is written later arrives behind them.
 func (c *Conn) Write(p []byte) (n int, err error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	for len(p) > 0 || n == 0 {
+	for err == nil {
 		if err := c.writable(); err != nil || len(p) == 0 {
 			return n, err
 		}
-		m := min(len(p), maxRecord)
-		record := takeBuffer(recordHead + m)
-		binary.BigEndian.PutUint16(record, uint16(m))
-		copy(record[recordHead:], p[:m])
-		sent, err := c.send(record)
-		if sent {
-			n, p = n+m, p[m:]
+		if c.owed == 0 {
+			c.owed, c.lead = min(len(p), maxRecord), recordHead
+			binary.BigEndian.PutUint16(c.outHead[:], uint16(c.owed))
 		}
-		if err != nil {
-			return n, err
+		m := min(len(p), c.owed)
+		b := takeBuffer(c.lead + m)
+		copy(b[copy(b, c.outHead[recordHead-c.lead:]):], p[:m])
+		var sent int
+		sent, err = c.stream.Write(b)
+		giveBuffer(b)
+		if sent == 0 && c.lead == recordHead { // nothing has been said of a record
+			c.owed, c.lead = 0, 0
+			break
 		}
+		head := min(sent, c.lead)
+		sent, c.lead = sent-head, c.lead-head
+		n, p, c.owed = n+sent, p[sent:], c.owed-sent
 	}
-	return n, nil
+	return n, c.writeError(err)
 }
 
-// CloseWrite tells the other end that no more will be sent. As Write does, it waits while the other end does not read.
+// CloseWrite tells the other end that no more will be sent. As Write does, it waits while the other end does not read. After a
+// Write that ran out of time, with nothing written since, only the stream's end can tell: that closes the other
+// direction, too.
 func (c *Conn) CloseWrite() error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	if err := c.writable(); err != nil {
+	if err := c.writable(); err != nil && c.lead == 0 {
 		return err
 	}
-	taken, err := c.send(takeBuffer(recordHead)) // all zero
+	if c.owed > 0 {
+		return c.stream.Close()
+	}
+	if c.lead == 0 {
+		c.lead = recordHead
+	}
+	var zero [recordHead]byte
+	sent, err := c.stream.Write(zero[:c.lead])
+	c.lead = (c.lead - sent) % recordHead // what is left of it is for another call
+	if err != nil && sent == 0 {
+		return c.writeError(err)
+	}
 	c.mu.Lock()
-	c.writeClosed = taken
+	c.writeClosed = true
 	c.mu.Unlock()
-	return err
+	if err != nil {
+		return c.writeError(err)
+	}
+	return nil
 }
 
 // writable reports why nothing can be written. The caller holds writing.
@@ -232,41 +256,6 @@ func (c *Conn) writable() error {
 		return os.ErrDeadlineExceeded
 	}
 	return nil
-}
-
-// send writes a record that takeBuffer has returned, after what is left of the one before. taken is whether the record will be
-// sent, even if err says that not all of it is on its way yet. The caller holds writing.
-func (c *Conn) send(record []byte) (taken bool, err error) {
-	for {
-		b := record
-		if c.rest != nil {
-			b = c.rest
-		}
-		n, err := c.stream.Write(b)
-		switch {
-		case err != nil && c.rest != nil:
-			c.rest = keepRest(c.rest, n)
-			giveBuffer(record)
-			return false, c.writeError(err)
-		case err != nil && n > 0:
-			c.rest = keepRest(record, n)
-			return true, c.writeError(err)
-		case err != nil:
-			giveBuffer(record)
-			return false, c.writeError(err)
-		}
-		giveBuffer(b)
-		if c.rest == nil {
-			return true, nil
-		}
-		c.rest = nil
-	}
-}
-
-// keepRest returns b without its first n bytes, which it wipes.
-func keepRest(b []byte, n int) []byte {
-	clear(b[:n])
-	return b[n:]
 }
 
 func (c *Conn) writeError(err error) error {
