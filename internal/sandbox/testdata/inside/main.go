@@ -2,6 +2,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,6 +54,10 @@ func main() {
 		select {}
 	case "cat":
 		io.Copy(os.Stdout, os.Stdin)
+	case "talk": // each line of the input to the socket, and the answer to the output
+		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+			fmt.Println(ask(lines.Text()))
+		}
 	case "args":
 		fmt.Printf("%q\n", os.Args[2:])
 	case "hold": // until a signal ends it
@@ -120,14 +125,7 @@ func report(args []string) {
 	}
 	cmdline, _ := os.ReadFile("/proc/1/cmdline")
 	r.Init = strings.Split(string(cmdline), "\x00")
-	if conn, err := net.Dial("unix", os.Getenv("LLXPRT_CREDENTIAL_SOCKET")); err != nil {
-		r.Echo = err.Error()
-	} else {
-		conn.Write([]byte("hello"))
-		conn.(*net.UnixConn).CloseWrite()
-		b, _ := io.ReadAll(conn)
-		r.Echo = string(b)
-	}
+	r.Echo = ask("hello")
 	for _, a := range args {
 		what, arg, _ := strings.Cut(a, "=")
 		switch what {
@@ -161,6 +159,19 @@ func report(args []string) {
 	_, _, errno = syscall.Syscall(syscall.SYS_KEYCTL, 0, ^uintptr(2), 0)
 	r.Keys = errno.Error()
 	json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// ask returns what the socket answers.
+func ask(what string) string {
+	conn, err := net.Dial("unix", os.Getenv("LLXPRT_CREDENTIAL_SOCKET"))
+	if err != nil {
+		return err.Error()
+	}
+	defer conn.Close()
+	conn.Write([]byte(what))
+	conn.(*net.UnixConn).CloseWrite()
+	b, _ := io.ReadAll(conn)
+	return string(b)
 }
 
 func text(err error) string {
