@@ -55,6 +55,7 @@ func TestArguments(t *testing.T) {
 		"docker-bare":     dockerArgs(bare),
 		"podman":          podmanArgs(inPodman(base)),
 		"podman-tls":      podmanArgs(over(with(kept, Engine{Kind: Podman, Rootless: true, Init: "/usr/bin/tini-static"}), TransportTLS)),
+		"podman-machine":  podmanArgs(over(with(bare, Engine{Kind: Podman, Rootless: true, VM: true, Service: true}), TransportTLS)),
 		"podman-exec":     execArgs(inPodman(base)),
 		"podman-rootless": podmanArgs(with(kept, Engine{Kind: Podman, Rootless: true, Init: "/usr/bin/tini-static"})),
 		"podman-bare":     podmanArgs(with(bare, Engine{Kind: Podman, Init: defaultInit})),

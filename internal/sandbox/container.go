@@ -23,8 +23,7 @@ func dockerArgs(p plan) []string {
 	args := []string{"run"}
 	args = append(args, p.args...)
 	args = append(args, initArgs(p)...)
-	// Ctrl-P Ctrl-Q would leave the container behind with nobody to serve it; the client cannot be told "no keys".
-	args = append(args, "--detach-keys=ctrl-^,ctrl-_")
+	args = append(args, detachKeys(p.engine))
 	return append(args, containerArgs(p)...)
 }
 
@@ -34,11 +33,23 @@ func podmanArgs(p plan) []string {
 	args = append(args, p.args...)
 	args = append(args, initArgs(p)...)
 	// The host's proxy variables may hold a password, and podman hands them on by default.
-	args = append(args, "--detach-keys=", "--http-proxy=false", "--env-host=false")
+	args = append(args, detachKeys(p.engine), "--http-proxy=false")
+	if !p.engine.Service { // which has not our environment, nor this option
+		args = append(args, "--env-host=false")
+	}
 	if p.userns != "" {
 		args = append(args, "--userns="+p.userns)
 	}
 	return append(args, containerArgs(p)...)
+}
+
+// detachKeys takes the meaning from Ctrl-P Ctrl-Q, which would leave the container behind with nobody to serve it. Some clients cannot
+// be told "no keys".
+func detachKeys(e Engine) string {
+	if e.Kind == Podman && !e.Service {
+		return "--detach-keys="
+	}
+	return "--detach-keys=ctrl-^,ctrl-_"
 }
 
 // initArgs ask for a first process that buries the dead. Over TLS our own is the first and does that.
@@ -109,11 +120,8 @@ func containerArgs(p plan) []string {
 
 // execArgs are the arguments with which our program is run once more in the container, to carry between its first process and us.
 func execArgs(p plan) []string {
-	args := []string{"exec", "--interactive", "--workdir=/"}
-	if p.engine.Kind == Podman {
-		args = append(args, "--detach-keys=") // it looks for them without a terminal, too, and what is carried may hold them
-	}
-	return append(args, p.name, containerBinary, guest.CarryWord)
+	// Podman looks for the keys without a terminal, too.
+	return []string{"exec", "--interactive", "--workdir=/", detachKeys(p.engine), p.name, containerBinary, guest.CarryWord}
 }
 
 // mountOption is the value of --mount: one CSV record, so a path may hold commas and quotes. A tmpfs is small, and for everybody

@@ -133,6 +133,45 @@ func TestE2EDockerServers(t *testing.T) {
 	}
 }
 
+// TestE2EPodmanService: podman's client alone, with its service, as it is for a machine of podman's.
+func TestE2EPodmanService(t *testing.T) {
+	c := engineNamed(t, "podman")
+	address := "unix://" + filepath.Join(t.TempDir(), "podman.sock")
+	service := exec.Command("podman", "system", "service", "--time=0", address)
+	service.Env = c.id.env
+	if err := service.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = service.Process.Kill()
+		_ = service.Wait()
+	})
+	c.id.env = append(slices.Clone(c.id.env), "CONTAINER_HOST="+address)
+	eventually(t, "podman's service answers", func() bool {
+		e, err := (Host{Environ: c.id.env}).Select(t.Context(), Podman, "x")
+		return err == nil && e.Service
+	})
+	for _, transport := range []Transport{TransportUnix, TransportTLS} {
+		t.Run(string(transport), func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, c)
+			f.spec.Spec.Transport = transport
+			f.spec.Spec.Env = []EnvVar{{"HOME", "/tmp"}, {"MINE", "1"}}
+			f.expectInside(t, f.id.uid, f.id.gid, true)
+			if r := f.report(t); !slices.Contains(r.Env, "HOME=/tmp") || !slices.Contains(r.Env, "MINE=1") || slices.Contains(r.Env, "SECRET_OF_THE_HOST=x") {
+				t.Errorf("environment %q", r.Env)
+			}
+			big := strings.Repeat("0123456789abcde\n", 1<<12)
+			if status, out, errs := f.run(t, big, "credproxy", "cat"); status != 0 || out != big {
+				t.Errorf("cat: status %d, %d bytes came back of %d: %s", status, len(out), len(big), errs)
+			}
+			if status, _, errs := f.run(t, "", "credproxy", "exit", "3"); status != 3 {
+				t.Errorf("status %d: %s", status, errs)
+			}
+		})
+	}
+}
+
 // TestE2EBareImage: an image with nothing in it but a directory, another user, an entrypoint that is not there, a volume above the
 // socket and (docker) a check of its health, under a root that cannot be written.
 func TestE2EBareImage(t *testing.T) {
