@@ -28,7 +28,9 @@ var kick = time.Unix(1, 0)
 
 // Conn is one connection of a program inside. It behaves as the host's end of a Unix socket does: Close ends both
 // directions and never waits, CloseWrite and CloseRead one; errors are io.EOF, [net.ErrClosed], [os.ErrDeadlineExceeded],
-// EPIPE and ECONNRESET. What the other end has sent before it closed can still be read.
+// EPIPE and ECONNRESET. What the other end has sent before it closed can still be read, and writing fails as soon as it is known
+// to have closed. Two things a program cannot tell: that its input was not read when its connection was closed (it gets end of
+// file, never ECONNRESET), and CloseRead, until Close follows.
 //
 // reading and writing are held by whoever reads or writes; mu guards what stands below it and is never held while waiting.
 type Conn struct {

@@ -365,12 +365,14 @@ func FuzzFrames(f *testing.F) {
 	f.Add(bytes.Join([][]byte{open(1), frame(frameData, flagFIN, 1, 0, 0, 0, 0), frame(frameWindow, flagRST, 1, 0)}, nil))
 	f.Add(frame(frameGoAway, 0, 0, 0))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		i := intrude(t, times{proof: time.Minute, first: 10 * time.Millisecond, linger: 10 * time.Millisecond})
+		l := newListener(Options{}, times{first: 10 * time.Millisecond, linger: 10 * time.Millisecond})
+		mine, theirs := net.Pipe()
+		go l.carry(plain{theirs}, "a pipe")
 		accepting := make(chan struct{})
 		go func() {
 			defer close(accepting)
 			for {
-				c, err := i.Accept()
+				c, err := l.Accept()
 				if err != nil {
 					return
 				}
@@ -381,10 +383,19 @@ func FuzzFrames(f *testing.F) {
 				_ = c.Close()
 			}
 		}()
-		_, _ = i.tls.Write(b)
-		_ = i.tls.Close()
-		<-i.Lost()
-		_ = i.Close()
+		read := make(chan struct{})
+		go func() { _, _ = io.Copy(io.Discard, mine); close(read) }()
+		_, _ = mine.Write(b)
+		_ = mine.Close()
+		<-read
+		<-l.Lost()
+		l.cancel()
 		<-accepting
 	})
 }
+
+// plain has no TLS.
+type plain struct{ net.Conn }
+
+func (p plain) NetConn() net.Conn { return p.Conn }
+func (p plain) CloseWrite() error { return nil }

@@ -1,7 +1,6 @@
 package bridge
 
 import (
-	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -32,6 +31,13 @@ const (
 	spareLimit = 64 << 10 // a buffer that has grown beyond is not kept
 )
 
+// secured is a *tls.Conn.
+type secured interface {
+	net.Conn
+	CloseWrite() error
+	NetConn() net.Conn // what it is over
+}
+
 // line is what yamux writes its frames to and reads them from.
 //
 // Write never waits: frames are collected, and a goroutine of the line's own sends whatever has come together. So nothing that
@@ -40,7 +46,7 @@ const (
 //
 // mu guards what stands below it. Read belongs to yamux's reading goroutine.
 type line struct {
-	conn    *tls.Conn
+	conn    secured
 	streams *streams      // told which streams begin and end
 	done    chan struct{} // closed when the sending goroutine has ended
 
@@ -57,7 +63,7 @@ type line struct {
 }
 
 // newLine starts the sending goroutine. Close ends it.
-func newLine(conn *tls.Conn, streams *streams) *line {
+func newLine(conn secured, streams *streams) *line {
 	l := &line{conn: conn, streams: streams, done: make(chan struct{})}
 	l.changed.L = &l.mu
 	go l.send()

@@ -60,12 +60,12 @@ type Listener struct {
 	attached chan struct{} // closed once session is set
 	lost     chan struct{}
 	streams  streams
+	left     chan struct{} // capacity 1: waiting has become shorter
 
 	mu        sync.Mutex
 	secret    [secretLen]byte
 	container string
 	waiting   []*candidate // by age
-	left      chan struct{}
 	used      bool
 	session   *yamux.Session
 	line      *line
@@ -103,31 +103,37 @@ func listen(o Options, t times) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on loopback: %w", err)
 	}
+	l := newListener(o, t)
+	l.tcp = tcp
+	l.config = &tls.Config{
+		Certificates:           []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: private}},
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             []string{protocol},
+		SessionTicketsDisabled: true,
+	}
+	l.pin = sha256.Sum256(parsed.RawSubjectPublicKeyInfo)
+	_, _ = rand.Read(l.secret[:]) // never fails
+	l.running.Go(l.acceptTCP)
+	return l, nil
+}
+
+// newListener makes a listener that has nothing to listen on yet.
+func newListener(o Options, t times) *Listener {
 	log := o.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	l := &Listener{
-		times:   t,
-		tcp:     tcp,
-		log:     log,
-		refused: refusals{log: log, tell: o.Refused},
-		config: &tls.Config{
-			Certificates:           []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: private}},
-			MinVersion:             tls.VersionTLS13,
-			NextProtos:             []string{protocol},
-			SessionTicketsDisabled: true,
-		},
-		pin:      sha256.Sum256(parsed.RawSubjectPublicKeyInfo),
+		times:    t,
+		log:      log,
+		refused:  refusals{log: log, tell: o.Refused},
 		attached: make(chan struct{}),
 		lost:     make(chan struct{}),
 		left:     make(chan struct{}, 1),
 		streams:  streams{accepts: true},
 	}
-	_, _ = rand.Read(l.secret[:]) // never fails
 	l.ctx, l.cancel = context.WithCancel(context.Background())
-	l.running.Go(l.acceptTCP)
-	return l, nil
+	return l
 }
 
 // Handover returns what the inside must know. addresses are names and ports under which the inside may reach this listener,
@@ -373,7 +379,7 @@ func (l *Listener) judge(state tls.ConnectionState, hello []byte) (answer byte, 
 }
 
 // carry is the life of the one session.
-func (l *Listener) carry(conn *tls.Conn, remote string) {
+func (l *Listener) carry(conn secured, remote string) {
 	defer close(l.lost)
 	line := newLine(conn, &l.streams)
 	session, err := yamux.Server(line, muxConfig(l.times.linger))
