@@ -38,6 +38,7 @@ type runSpec struct {
 	Avoid []string
 	Sweep bool // remove what is left in RunDir instead of running anything
 	Deaf  bool // over TLS: nobody listens any more when the sandbox starts
+	AsVM  bool // treat the engine as one in a virtual machine
 }
 
 func TestMain(m *testing.M) {
@@ -105,6 +106,9 @@ func runner(file string) int {
 	rs.Spec.Host, rs.Spec.UID, rs.Spec.GID = host, os.Getuid(), os.Getgid()
 	if rs.Spec.Engine, err = host.Select(ctx, rs.Kind, rs.Spec.Image); err != nil {
 		return fail(err)
+	}
+	if rs.AsVM {
+		rs.Spec.Engine.VM, rs.Spec.Engine.HostNames = true, dockerVM
 	}
 	if rs.Spec.Transport, err = rs.Spec.Engine.Choose(rs.Spec.Transport, rs.Spec.EngineArgs); err != nil {
 		return fail(err)

@@ -332,10 +332,44 @@ func TestE2ELost(t *testing.T) {
 	}
 }
 
-// carriersOf returns the engine's clients that carry for a runner.
+// TestE2EAddresses: the sandbox dials the proxy by itself where it can, and speaks through the pipe where it cannot.
+func TestE2EAddresses(t *testing.T) {
+	t.Run("loopback", func(t *testing.T) {
+		t.Parallel()
+		f := newFixture(t, engineNamed(t, "podman-rootless-tls"))
+		f.spec.Spec.EngineArgs = append(f.spec.Spec.EngineArgs[:2], "--network=slirp4netns:allow_host_loopback=true")
+		cmd := f.command(t, "credproxy", "hold")
+		conn := f.held(t, cmd)
+		eventually(t, "nothing carries", func() bool { return len(carriers(cmd.Process.Pid)) == 0 })
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		gone(t, conn)
+		_ = cmd.Wait()
+		if got := cmd.ProcessState.ExitCode(); got != 40+15 {
+			t.Errorf("status %d", got)
+		}
+		f.nothingLeft(t)
+	})
+	t.Run("none", func(t *testing.T) {
+		t.Parallel()
+		f := newFixture(t, engineNamed(t, "docker-tls")).auto()
+		f.spec.AsVM, f.spec.Spec.Home = true, shared // where our program is seen
+		f.expectInside(t, f.id.uid, f.id.gid, true)
+	})
+}
+
+// carriersOf returns the engine's clients that carry for a runner, of which there has to be one.
 func carriersOf(t *testing.T, runner int) []int {
 	t.Helper()
-	var pids []int
+	pids := carriers(runner)
+	if len(pids) == 0 {
+		t.Error("nothing carries")
+	}
+	return pids
+}
+
+func carriers(runner int) (pids []int) {
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range files {
 		b, _ := os.ReadFile(file)
@@ -344,9 +378,6 @@ func carriersOf(t *testing.T, runner int) []int {
 			strings.Contains(string(b), fmt.Sprintf("\x00credproxy-%d-", runner)) {
 			pids = append(pids, pid)
 		}
-	}
-	if len(pids) == 0 {
-		t.Error("nothing carries")
 	}
 	return pids
 }
