@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"regexp"
 	"slices"
 	"strconv"
@@ -367,6 +368,16 @@ func neverMounted(uid int, home string, environ []string) []string {
 	}
 	if home != "" {
 		list = append(list, filepath.Join(home, ".local/share/keyrings"), filepath.Join(home, "Library/Keychains"))
+		// Engines in virtual machines: their sockets, which some of them let through, and the keys to the machines.
+		for _, name := range []string{
+			".docker/run", ".docker/desktop", ".orbstack", ".colima", ".config/colima", ".rd", ".lima", ".local/share/containers/podman/machine",
+		} {
+			list = append(list, filepath.Join(home, name))
+		}
+	}
+	list = append(list, "/var/run/docker.sock") // of macOS, where it is a link to one of those
+	if goruntime.GOOS != "linux" {
+		list = append(list, filepath.Join(os.TempDir(), "podman")) // the sockets of podman's machines
 	}
 	for _, variable := range environ {
 		name, value, _ := strings.Cut(variable, "=")

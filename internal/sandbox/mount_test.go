@@ -169,7 +169,9 @@ func TestGuardHostDirectories(t *testing.T) {
 	g := guard{never: neverMounted(os.Getuid(), "/home/u", []string{
 		"DBUS_SESSION_BUS_ADDRESS=unix:path=/tmp/dbus-x,guid=0;unix:abstract=/y", "DOCKER_HOST=unix:///var/docker.sock", "XDG_RUNTIME_DIR=/xdg",
 	})}
-	for _, want := range []string{"/tmp/dbus-x", "/var/docker.sock", "/xdg/bus", "/xdg/keyring", "/run/docker.sock", "/home/u/.local/share/keyrings"} {
+	for _, want := range []string{"/tmp/dbus-x", "/var/docker.sock", "/xdg/bus", "/xdg/keyring", "/run/docker.sock", "/home/u/.local/share/keyrings",
+		"/var/run/docker.sock", "/home/u/.docker/run", "/home/u/.colima", "/home/u/.orbstack",
+	} {
 		if !slices.Contains(g.never, want) {
 			t.Errorf("%s may be mounted: %q", want, g.never)
 		}
