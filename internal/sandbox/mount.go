@@ -6,8 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	goruntime "runtime"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -357,11 +357,11 @@ func neverMounted(uid int, home string, environ []string) []string {
 	for _, dir := range []string{"/tmp", "/var/tmp", os.TempDir()} {
 		list = append(list, filepath.Join(dir, "tmux-"+strconv.Itoa(uid)), filepath.Join(dir, "emacs"+strconv.Itoa(uid)))
 	}
-	runtime := []string{"/run/user/" + strconv.Itoa(uid)}
+	sessions := []string{"/run/user/" + strconv.Itoa(uid)}
 	if dir, ok := lookup(environ, "XDG_RUNTIME_DIR"); ok && filepath.IsAbs(dir) {
-		runtime = append(runtime, dir)
+		sessions = append(sessions, dir)
 	}
-	for _, dir := range runtime {
+	for _, dir := range sessions {
 		for _, name := range []string{"bus", "dbus-1", "keyring", "systemd", "podman", "docker.sock", "containerd", "gnupg", "gcr", "emacs"} {
 			list = append(list, filepath.Join(dir, name))
 		}
@@ -376,7 +376,7 @@ func neverMounted(uid int, home string, environ []string) []string {
 		}
 	}
 	list = append(list, "/var/run/docker.sock") // of macOS, where it is a link to one of those
-	if goruntime.GOOS != "linux" {
+	if runtime.GOOS != "linux" {
 		list = append(list, filepath.Join(os.TempDir(), "podman")) // the sockets of podman's machines
 	}
 	for _, variable := range environ {
