@@ -106,6 +106,14 @@ chmod 755 "$scratch"
 step "sandboxes with real engines" outside ./internal/sandbox
 step "the command from outside" outside ./test/e2e
 
+# The script for people with a Mac, where it can be run.
+platform() {
+	local settings=()
+	while IFS= read -r line; do settings+=("$line"); done <"$scratch/engines.env"
+	root env "${settings[@]}" CREDPROXY="$scratch/credproxy" PATH="$PATH" test/check-platform.sh
+}
+step "the platform check" platform
+
 step "builds for linux and darwin on amd64 and arm64" make cross
 
 after=$(git status --porcelain)
