@@ -246,6 +246,7 @@ func TestFailuresThatPass(t *testing.T) {
 
 // In a sandbox, the commands refresh, and say how a login stands.
 func TestRefreshInASandbox(t *testing.T) {
+	t.Parallel()
 	for _, c := range []engineCase{everyEngine[0], everyEngine[3], everyEngineOverTLS[0]} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

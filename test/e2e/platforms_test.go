@@ -69,6 +69,7 @@ func TestOtherDockerServers(t *testing.T) {
 
 // What an engine maps users to decides the transport; none of it needs more than what is there.
 func TestUserNamespaces(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		engineCase
 		userns string

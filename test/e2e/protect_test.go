@@ -48,8 +48,10 @@ func dialAs(t *testing.T, h *host, p *proxy) string {
 }
 
 func TestNoCoreDump(t *testing.T) {
+	t.Parallel()
 	for _, s := range []syscall.Signal{syscall.SIGQUIT, syscall.SIGSEGV, syscall.SIGABRT, syscall.SIGBUS} {
 		t.Run(s.String(), func(t *testing.T) {
+			t.Parallel() // Go takes ten seconds for such an end
 			h := newHost(t)
 			h.mustWith(testKey, "key", "set", "openai")
 			h.vars = append(h.vars, "GOTRACEBACK=crash")

@@ -14,6 +14,7 @@ import (
 // Before the command runs, the socket inside has to be reached. Here something stands between credproxy and an engine that does
 // what it is told, and does what engines have done: it leaves the mount out, or mounts something that leads nowhere.
 func TestSocketThatCannotBeReachedInside(t *testing.T) {
+	t.Parallel()
 	const unreachable = "credproxy: the proxy's socket cannot be reached from the sandbox: "
 	// changed has each word of `run` pass a sed script.
 	changed := func(sed string) string {
