@@ -77,7 +77,7 @@ func (r *run) carry(ctx context.Context) error {
 func (r *run) waitRunning(ctx context.Context) string {
 	e := r.sandbox.engine
 	for {
-		asking, cancel := context.WithTimeout(ctx, 15*time.Second)
+		asking, cancel := context.WithTimeout(ctx, askLimit)
 		out, err := r.sandbox.host.output(asking, e.Path, "container", "inspect", "--format", "{{.State.Running}} {{.Id}}", r.plan.name)
 		cancel()
 		if id, running := strings.CutPrefix(out, "true "); err == nil && running {

@@ -67,7 +67,9 @@ func TestE2EUserNamespaces(t *testing.T) {
 		{"podman", "host", -1, -1, true},
 	} {
 		t.Run(c.engine+" "+c.userns, func(t *testing.T) {
-			alone := c.engine == "podman-rootless" && c.userns == "auto"
+			// podman 4.3 with auto locks up with any other podman of the same user that starts at that moment: each holds the lock of
+			// the storage that the other waits for. And the ids are not enough for two containers of a user who is not root.
+			alone := c.userns == "auto"
 			if !alone {
 				t.Parallel()
 			}
@@ -76,7 +78,7 @@ func TestE2EUserNamespaces(t *testing.T) {
 			if !c.ours {
 				f.open(t)
 			}
-			if alone {
+			if alone && c.engine == "podman-rootless" {
 				eventually(t, "no other container has all the user ids", func() bool {
 					_, _, errs := f.run(t, "", "credproxy", "version")
 					return !strings.Contains(errs, "not find enough available IDs")

@@ -51,6 +51,9 @@ type Engine struct {
 
 const defaultInit = "default"
 
+// askLimit is for an engine's answer to one question.
+const askLimit = 15 * time.Second
+
 // Status is the answer of Host.Probe for one engine.
 type Status struct {
 	Kind    Kind
@@ -120,7 +123,7 @@ func (h Host) Probe(ctx context.Context) []Status {
 }
 
 func (h Host) probe(ctx context.Context, k Kind) (Engine, Status) {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	e := Engine{Kind: k}
 	fail := func(detail, hint string) (Engine, Status) {
@@ -369,8 +372,15 @@ func firstLine(s string) string {
 
 // imagePath returns the PATH that an image sets, or nothing. An image that is not there is downloaded.
 func (h Host) imagePath(ctx context.Context, e Engine, image string, progress io.Writer) (string, error) {
-	inspect := []string{"image", "inspect", "--format", "{{json .Config.Env}}", image}
-	out, err := h.output(ctx, e.Path, inspect...)
+	ask := func() (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, askLimit)
+		defer cancel()
+		return h.output(ctx, e.Path, "image", "inspect", "--format", "{{json .Config.Env}}", image)
+	}
+	out, err := ask()
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "", &Error{ErrImage, "image " + image, err.Error(), "check with: " + string(e.Kind) + " image inspect " + image}
+	}
 	if err != nil {
 		var stderr bytes.Buffer
 		if progress == nil {
@@ -383,7 +393,7 @@ func (h Host) imagePath(ctx context.Context, e Engine, image string, progress io
 			lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
 			return "", &Error{ErrImage, "image " + image, firstLine(lines[len(lines)-1]), "check its name with: " + string(e.Kind) + " pull " + image}
 		}
-		if out, err = h.output(ctx, e.Path, inspect...); err != nil {
+		if out, err = ask(); err != nil {
 			return "", &Error{ErrImage, "image " + image, err.Error(), ""}
 		}
 	}

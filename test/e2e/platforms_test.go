@@ -82,7 +82,6 @@ func TestUserNamespaces(t *testing.T) {
 		{everyEngine[2], "keep-id:uid=1234,gid=1234", "unix", "1234"},
 		{everyEngine[2], "host", "unix", "0"},
 		{everyEngine[2], "nomap", "tls", ""},
-		{everyEngine[1], "auto", "tls", ""},
 	} {
 		t.Run(c.name+" "+c.userns, func(t *testing.T) {
 			t.Parallel()
