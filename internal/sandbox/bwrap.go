@@ -49,13 +49,7 @@ func bwrapArgs(p plan) []string {
 	if !p.terminal {
 		args = append(args, "--new-session")
 	}
-	for _, d := range p.system {
-		if d.link != "" {
-			args = append(args, "--symlink", d.link, d.path)
-		} else {
-			args = append(args, "--ro-bind", d.path, d.path)
-		}
-	}
+	args = append(args, systemArgs(p.system)...)
 	args = append(args,
 		// Root's own UID may write system settings without any capability, and core_pattern names a program that the kernel runs
 		// as root outside of every sandbox. bwrap 0.8 leaves them open: it asks whether the directory can be written.
@@ -123,6 +117,19 @@ func systemDirs(root string) []systemDir {
 		}
 	}
 	return dirs
+}
+
+// systemArgs are the options with which bwrap has these directories.
+func systemArgs(dirs []systemDir) []string {
+	var args []string
+	for _, d := range dirs {
+		if d.link != "" {
+			args = append(args, "--symlink", d.link, d.path)
+		} else {
+			args = append(args, "--ro-bind", d.path, d.path)
+		}
+	}
+	return args
 }
 
 // maskedSystem returns those of the protected directories that lie in a system directory, and would be visible. They are made

@@ -292,8 +292,10 @@ func (h Host) probeBwrap(ctx context.Context, e *Engine) verdict {
 	}
 	e.Version, e.Arch = strings.TrimPrefix(out, "bubblewrap "), runtime.GOARCH
 	e.filter = terminalFilter()
-	_, err = h.output(ctx, e.Path, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL",
-		"--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--perms", "0755", "--tmpfs", "/tmp", "--", e.Path, "--version")
+	// Not of the whole root: there, mounts of other programs come and go, and bwrap fails over one that goes meanwhile.
+	args := append([]string{"--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL"}, systemArgs(systemDirs("/"))...)
+	_, err = h.output(ctx, e.Path, append(args,
+		"--ro-bind", e.Path, "/bwrap", "--proc", "/proc", "--dev", "/dev", "--perms", "0755", "--tmpfs", "/tmp", "--", "/bwrap", "--version")...)
 	if err != nil {
 		hint := "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone), or use docker or podman"
 		if b, _ := os.ReadFile("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"); strings.TrimSpace(string(b)) == "1" {
