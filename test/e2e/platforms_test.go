@@ -218,7 +218,7 @@ func (s *sandboxed) tag(what string) string {
 }
 
 // engineRuns runs the engine's own client.
-func (s *sandboxed) engineRuns(t *testing.T, cmd *exec.Cmd) {
+func (h *host) engineRuns(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v: %s", cmd.Args, err, out)

@@ -123,14 +123,23 @@ func TestTransportThatCannotBeHad(t *testing.T) {
 	remapped.fails(2, "--transport tls", "run", "--engine", "docker", "--image", image, "--transport", "unix", "--", "true")
 
 	// Engines on other machines are refused before anybody connects to them.
-	for _, address := range []string{"ssh://nobody@192.0.2.1", "tcp://192.0.2.1:2375", "tcp://192.0.2.1:2376", "tcp://127.0.0.1:1"} {
+	h.engineRuns(t, h.program("docker", "context", "create", "far", "--docker", "host=ssh://nobody@192.0.2.1"))
+	for _, c := range []struct{ engine, variable, address string }{
+		{"docker", "DOCKER_HOST", "ssh://nobody@192.0.2.1"},
+		{"docker", "DOCKER_HOST", "tcp://192.0.2.1:2375"},
+		{"docker", "DOCKER_HOST", "tcp://192.0.2.1:2376"},
+		{"docker", "DOCKER_HOST", "tcp://127.0.0.1:1"},
+		{"docker", "DOCKER_CONTEXT", "far"},
+		{"podman", "CONTAINER_HOST", "ssh://nobody@192.0.2.1/run/podman/podman.sock"},
+		{"podman", "CONTAINER_HOST", "tcp://192.0.2.1:2375"},
+	} {
 		remote := *h
-		remote.vars = append(h.vars[:len(h.vars):len(h.vars)], "DOCKER_HOST="+address)
+		remote.vars = append(h.vars[:len(h.vars):len(h.vars)], c.variable+"="+c.address)
 		for _, transport := range []string{"auto", "tls"} {
 			begun := time.Now()
-			r := remote.fails(7, "DOCKER_HOST", "run", "--engine", "docker", "--image", image, "--transport", transport, "--", "true")
-			if !strings.Contains(r.stderr, "another machine") || !strings.Contains(r.stderr, "hint: ") || time.Since(begun) > 5*time.Second {
-				t.Errorf("after %v: %v", time.Since(begun), r)
+			r := remote.fails(7, "another machine", "run", "--engine", c.engine, "--image", image, "--transport", transport, "--", "true")
+			if !strings.Contains(r.stderr, "192.0.2.1") && !strings.Contains(r.stderr, "127.0.0.1") || !strings.Contains(r.stderr, "hint: ") || time.Since(begun) > 5*time.Second {
+				t.Errorf("%s=%s, after %v: %v", c.variable, c.address, time.Since(begun), r)
 			}
 		}
 	}

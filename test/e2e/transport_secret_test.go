@@ -151,7 +151,7 @@ func (s *sandboxed) searchRecords(t *testing.T, secret canaries, id string) (fil
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, root := range strings.Fields(string(out)) {
+	for root := range strings.FieldsSeq(string(out)) {
 		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			switch {
 			case err != nil:
