@@ -240,10 +240,12 @@ func TestStreamsThatAreNeverClosed(t *testing.T) {
 	go func() { _, _ = io.Copy(io.Discard, i.tls) }()
 	full := frame(frameData, 0, 0, 0, make([]byte, 256<<10)...)
 	const streams = 2 * maxClosing
+	waiting := make(chan struct{}, backlog) // it opens no more at once than it may
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
 		for n := range uint32(streams) {
+			waiting <- struct{}{}
 			binary.BigEndian.PutUint32(full[4:], 2*n+1)
 			if _, err := i.tls.Write(append(open(2*n+1), full...)); err != nil {
 				t.Error(err)
@@ -257,6 +259,7 @@ func TestStreamsThatAreNeverClosed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		<-waiting
 		_ = c.Close()
 		most = max(most, i.session.NumStreams())
 	}
