@@ -237,13 +237,15 @@ func (c *carrier) failure() error {
 	return c.proc.err
 }
 
-// firstBytes keeps the first few of what is written.
-type firstBytes struct{ bytes.Buffer }
+// firstBytes keeps the first few of what is written. It has no other way to write: io.Copy would take Buffer's ReadFrom.
+type firstBytes struct{ kept bytes.Buffer }
 
 func (b *firstBytes) Write(p []byte) (int, error) {
 	const most = 4 << 10
-	if room := most - b.Len(); room > 0 {
-		b.Buffer.Write(p[:min(len(p), room)])
+	if room := most - b.kept.Len(); room > 0 {
+		b.kept.Write(p[:min(len(p), room)])
 	}
 	return len(p), nil
 }
+
+func (b *firstBytes) String() string { return b.kept.String() }

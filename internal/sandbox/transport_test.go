@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -137,14 +138,16 @@ func TestHealthArgs(t *testing.T) {
 }
 
 func TestFirstBytes(t *testing.T) {
-	var b firstBytes
-	for range 3 {
-		if n, err := b.Write([]byte(strings.Repeat("x", 3000))); n != 3000 || err != nil {
-			t.Errorf("wrote %d, %v", n, err)
+	const much = 9000
+	text := strings.Repeat("x", much)
+	for name, from := range map[string]io.Reader{"at once": strings.NewReader(text), "in parts": io.LimitReader(strings.NewReader(text), much)} {
+		var b firstBytes
+		if n, err := io.Copy(&b, from); n != much || err != nil { // as os/exec does it
+			t.Errorf("%s: wrote %d, %v", name, n, err)
 		}
-	}
-	if b.Len() != 4<<10 {
-		t.Errorf("kept %d bytes", b.Len())
+		if n := len(b.String()); n != 4<<10 {
+			t.Errorf("%s: kept %d bytes", name, n)
+		}
 	}
 }
 
