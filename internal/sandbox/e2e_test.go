@@ -108,7 +108,7 @@ func runner(file string) int {
 		return fail(err)
 	}
 	if rs.AsVM {
-		rs.Spec.Engine.VM, rs.Spec.Engine.HostNames = true, dockerVM
+		rs.Spec.Engine.VM, rs.Spec.Engine.HostNames = true, podmanVM
 	}
 	if rs.Spec.Transport, err = rs.Spec.Engine.Choose(rs.Spec.Transport, rs.Spec.EngineArgs); err != nil {
 		return fail(err)

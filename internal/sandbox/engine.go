@@ -43,7 +43,7 @@ type Engine struct {
 	Service  bool   // podman's client only talks to a service, as it always does to a machine; it takes fewer options then
 	Init     string // empty: it has no init to offer; defaultInit; or the path of one (podman)
 
-	// HostNames are names that lead from inside to this machine's loopback. Only a VM has them, and may not keep the promise.
+	// HostNames are names that lead from inside to this machine's loopback. Only podman's machine has them, and may not keep the promise.
 	HostNames []string
 
 	filter []byte // bwrap: the system call filter, see terminalFilter

@@ -48,10 +48,9 @@ func dockerEndpoint(endpoint string) verdict {
 	return verdict{"it is on another machine (" + shown(endpoint) + "), where what is to be mounted is not", hint}
 }
 
-// dockerVM are the names in inside, all documented by the makers: Docker Desktop, OrbStack, Colima (and Lima), Rancher Desktop.
-var dockerVM = []string{"host.docker.internal"}
-
-// judgeDocker fills in e by what the server says of itself.
+// judgeDocker fills in e by what the server says of itself. Its machines have a name for this one, host.docker.internal, which is of
+// no use to us: Docker Desktop closes a TCP connection that has been idle for 5 minutes, keepalive or not, and a session lives as long
+// as its sandbox. The way through docker's exec has no such limit.
 func judgeDocker(at here, endpoint string, info dockerInfo, e *Engine) {
 	e.Version, e.Arch = info.ServerVersion, goArch(info.Architecture)
 	for _, o := range info.SecurityOptions {
@@ -77,9 +76,6 @@ func judgeDocker(at here, endpoint string, info dockerInfo, e *Engine) {
 		e.Product = "Colima"
 	case strings.Contains(info.Name, "rancher-desktop"), strings.HasPrefix(info.OperatingSystem, "Rancher Desktop"), strings.Contains(path, "/.rd/"):
 		e.Product = "Rancher Desktop"
-	}
-	if otherKernel || at.goos != "linux" { // in WSL the name would lead to Windows
-		e.HostNames = slices.Clone(dockerVM)
 	}
 }
 

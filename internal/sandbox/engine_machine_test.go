@@ -34,29 +34,28 @@ const (
 
 func TestJudgeDocker(t *testing.T) {
 	linux, mac := here{goos: "linux", kernel: "6.18.44"}, here{goos: "darwin"}
-	inside := []string{"host.docker.internal"}
 	for name, c := range map[string]struct {
 		at             here
 		endpoint, info string
 		want           Engine
 	}{
 		"Docker Desktop": {mac, "unix:///Users/me/.docker/run/docker.sock", infoDesktopMac,
-			Engine{Version: "28.3.2", Product: "Docker Desktop", Arch: "arm64", VM: true, Init: defaultInit, HostNames: inside}},
+			Engine{Version: "28.3.2", Product: "Docker Desktop", Arch: "arm64", VM: true, Init: defaultInit}},
 		"Docker Desktop on Linux": {linux, "unix:///home/me/.docker/desktop/docker.sock", infoDesktopLinux,
-			Engine{Version: "28.3.2", Product: "Docker Desktop", Arch: "amd64", VM: true, Init: defaultInit, HostNames: inside}},
-		// One kernel for all of WSL, and the name leads to Windows.
+			Engine{Version: "28.3.2", Product: "Docker Desktop", Arch: "amd64", VM: true, Init: defaultInit}},
+		// One kernel for all of WSL.
 		"Docker Desktop in WSL": {here{goos: "linux", kernel: "6.10.14-linuxkit"}, "unix:///var/run/docker.sock", infoDesktopLinux,
 			Engine{Version: "28.3.2", Product: "Docker Desktop", Arch: "amd64", VM: true, Init: defaultInit}},
 		"OrbStack": {mac, "unix:///Users/me/.orbstack/run/docker.sock", infoOrbStack,
-			Engine{Version: "28.2.2", Product: "OrbStack", Arch: "arm64", VM: true, Init: defaultInit, HostNames: inside}},
+			Engine{Version: "28.2.2", Product: "OrbStack", Arch: "arm64", VM: true, Init: defaultInit}},
 		"Colima": {mac, "unix:///Users/me/.colima/default/docker.sock", infoColima,
-			Engine{Version: "27.4.0", Product: "Colima", Arch: "amd64", VM: true, Init: defaultInit, HostNames: inside}},
+			Engine{Version: "27.4.0", Product: "Colima", Arch: "amd64", VM: true, Init: defaultInit}},
 		"Colima on Linux": {linux, "unix:///home/me/.colima/default/docker.sock", infoColima,
-			Engine{Version: "27.4.0", Product: "Colima", Arch: "amd64", VM: true, Init: defaultInit, HostNames: inside}},
+			Engine{Version: "27.4.0", Product: "Colima", Arch: "amd64", VM: true, Init: defaultInit}},
 		"Rancher Desktop": {mac, "unix:///Users/me/.rd/docker.sock", infoRancher,
-			Engine{Version: "26.1.5", Product: "Rancher Desktop", Arch: "amd64", VM: true, Init: defaultInit, HostNames: inside}},
+			Engine{Version: "26.1.5", Product: "Rancher Desktop", Arch: "amd64", VM: true, Init: defaultInit}},
 		"some other machine": {mac, "unix:///Users/me/.lima/docker/sock/docker.sock", infoRootless,
-			Engine{Version: "28.2.2", Arch: "amd64", VM: true, Rootless: true, Init: defaultInit, HostNames: inside}},
+			Engine{Version: "28.2.2", Arch: "amd64", VM: true, Rootless: true, Init: defaultInit}},
 		"Linux":           {linux, "unix:///var/run/docker.sock", infoDebian, Engine{Version: "28.2.2", Arch: "amd64"}},
 		"Linux, rootless": {linux, "unix:///run/user/1000/docker.sock", infoRootless, Engine{Version: "28.2.2", Arch: "amd64", Rootless: true, Init: defaultInit}},
 		"Linux, remapped": {linux, "unix:///srv/docker.sock", infoRemapped, Engine{Version: "28.2.2", Arch: "amd64", Remapped: true, Init: defaultInit}},
