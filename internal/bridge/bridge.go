@@ -10,7 +10,7 @@
 // All numbers are big-endian.
 //
 // The handover goes from the host to the first process, through a pipe that nobody else reads. It ends with its last byte: what
-// follows on the same pipe may be the TLS session.
+// follows on the same pipe may be the TLS session. What the host writes to a pipe is quoted, see [QuoteTo].
 //
 //	0   4  "CPHO"
 //	4   1  version, 1

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/credproxy/credproxy/internal/bridge"
 	"github.com/credproxy/credproxy/internal/protect"
 )
 
@@ -23,7 +24,7 @@ const visitTime = 10 * time.Second
 // errForeign: whoever is at the other end runs as another user.
 var errForeign = errors.New("it belongs to another user")
 
-// carry is CarryWord: a pipe between in, process 1, and out. It ends when any of them does; process 1 hangs up at once when it has
+// carry is CarryWord: a pipe between in (quoted, see bridge.QuoteTo), process 1, and out. It ends when any of them does; process 1 hangs up at once when it has
 // found a way of its own. Nothing of what passes stays in memory.
 func carry(in io.Reader, out io.Writer) int {
 	if err := protect.Conceal(); err != nil {
@@ -45,7 +46,7 @@ func carry(in io.Reader, out io.Writer) int {
 	}
 	// A read of in cannot be interrupted; the goroutine that is left ends with this program.
 	ended := make(chan struct{}, 2)
-	go func() { pipe(c, in); ended <- struct{}{} }()
+	go func() { pipe(c, bridge.UnquoteFrom(in)); ended <- struct{}{} }()
 	go func() { pipe(out, c); ended <- struct{}{} }()
 	<-ended
 	_ = c.Close()

@@ -21,8 +21,8 @@ const (
 	// opens a socket, makes sure that the proxy answers through it, and starts the command as its child.
 	BridgeWord = "sandbox-bridge"
 
-	// CarryWord, alone: run in the same container as the same user, by the engine's exec. What it reads goes to process 1, what
-	// comes from there is its output: first the handover (package bridge), then TLS.
+	// CarryWord, alone: run in the same container as the same user, by the engine's exec. What it reads (quoted, see bridge.QuoteTo)
+	// goes to process 1, what comes from there is its output: first the handover (package bridge), then TLS.
 	CarryWord = "sandbox-carry"
 )
 

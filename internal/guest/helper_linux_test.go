@@ -363,7 +363,7 @@ func (h *host) bring(t *testing.T, b *box, program string, ho *bridge.Handover) 
 	_ = toInside.Close()
 	_ = toHost.Close()
 	defer ho.Wipe()
-	if _, err := ho.WriteTo(fromHost); err != nil {
+	if _, err := ho.WriteTo(bridge.QuoteTo(fromHost)); err != nil {
 		t.Fatal(err)
 	}
 	var joined sync.WaitGroup
@@ -378,7 +378,7 @@ func (h *host) bring(t *testing.T, b *box, program string, ho *bridge.Handover) 
 		if err != nil {
 			return
 		}
-		joined.Go(func() { _, _ = io.Copy(fromHost, up); _ = fromHost.Close() })
+		joined.Go(func() { _, _ = io.Copy(bridge.QuoteTo(fromHost), up); _ = fromHost.Close() })
 		if _, err := up.Write(buf[:n]); err == nil {
 			_, _ = io.Copy(up, fromInside)
 		}

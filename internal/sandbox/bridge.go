@@ -166,7 +166,7 @@ func (r *run) startCarrier(listener *bridge.Listener) (*carrier, error) {
 	defer handover.Wipe()
 	c.mayDial = len(handover.Addresses) > 0
 	c.workers.Go(func() { c.fromSandbox(listener.Port()) })
-	if _, err := handover.WriteTo(in); err != nil {
+	if _, err := handover.WriteTo(bridge.QuoteTo(in)); err != nil {
 		c.close() // the program has ended, and says why
 	}
 	return c, nil
@@ -192,7 +192,7 @@ func (c *carrier) fromSandbox(port int) {
 	c.mu.Unlock()
 	c.workers.Go(func() {
 		defer c.close()
-		_, _ = io.Copy(c.in, conn)
+		_, _ = io.Copy(bridge.QuoteTo(c.in), conn)
 	})
 	if _, err := conn.Write(buf[:n]); err == nil {
 		_, _ = io.Copy(conn, c.out)

@@ -44,7 +44,7 @@ func podmanArgs(p plan) []string {
 }
 
 // detachKeys takes the meaning from Ctrl-P Ctrl-Q, which would leave the container behind with nobody to serve it. Some clients cannot
-// be told "no keys".
+// be told "no keys". The first key is bridge.DetachKey.
 func detachKeys(e Engine) string {
 	if e.Kind == Podman && !e.Service {
 		return "--detach-keys="
