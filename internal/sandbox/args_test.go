@@ -101,6 +101,8 @@ func TestEngineArgs(t *testing.T) {
 		{Docker, "--mount type=bind,src=/,dst=/host", true},
 		{Docker, "--volumes-from other", true},
 		{Docker, "--device /dev/sda", true},
+		{Docker, "--use-api-socket", true},
+		{Podman, "--seccomp-policy=image", true},
 		{Docker, "--user 0", true},
 		{Docker, "-u0", true},
 		{Docker, "-eA=b", true},

@@ -154,7 +154,7 @@ var ownOptions = map[string]string{
 	"volume": useVolume, "v": useVolume, "mount": useVolume, "volumes-from": useVolume, "rootfs": opens, "device": opens, "device-cgroup-rule": opens,
 	"env": useEnv, "e": useEnv, "env-file": useEnv, "env-host": useEnv, "env-merge": useEnv, "http-proxy": useEnv, "unsetenv-all": useEnv,
 	"privileged": opens, "cap-add": opens, "security-opt": opens, "pid": opens, "ipc": opens, "uts": opens, "cgroupns": opens,
-	"preserve-fds": opens, "preserve-fd": opens, "pod": opens, "pod-id-file": opens,
+	"preserve-fds": opens, "preserve-fd": opens, "pod": opens, "pod-id-file": opens, "use-api-socket": opens, "seccomp-policy": opens,
 	"user": sets, "u": sets, "uidmap": sets, "gidmap": sets, "subuidname": sets, "subgidname": sets,
 	"name": sets, "rm": sets, "detach": sets, "d": sets, "detach-keys": sets, "entrypoint": sets, "init-path": sets, "cidfile": sets,
 	"interactive": sets, "i": sets, "tty": sets, "t": sets, "attach": sets, "a": sets, "sig-proxy": sets, "replace": sets,

@@ -1,9 +1,9 @@
 // Package sandbox runs a command where it can reach one credential socket and nothing else of the host's secrets: in a docker
 // or podman container, or in namespaces made by bubblewrap.
 //
-// What to call: [Host.Select] finds an engine, [Engine.Choose] how the socket gets inside, [Prepare] checks what is to be mounted and says what is wrong before anything
-// starts, [Sandbox.Run] runs the command and returns its exit status, [Host.Sweep] removes what a killed process left behind.
-// The program that is mounted inside calls [Enter] first in its main.
+// What to call: [Host.Select] finds an engine, [Engine.Choose] how the socket gets inside, [Prepare] checks what is to be mounted and
+// says what is wrong before anything starts, [Sandbox.Run] runs the command and returns its exit status, [Host.Sweep] removes what a
+// killed process left behind. The program that is mounted inside calls [Enter] first in its main.
 // [Host.Probe] is for a report about all engines, [ParseVolume] and [ParseEnv] read what a person writes on the command line.
 //
 // The argument lists are made by pure functions from plain data (dockerArgs, podmanArgs, bwrapArgs); everything that asks the
@@ -30,7 +30,7 @@ import (
 )
 
 // SocketEnv names the variable that tells a program inside where its socket is.
-const SocketEnv = "LLXPRT_CREDENTIAL_SOCKET"
+const SocketEnv = guest.SocketEnv
 
 // Exit statuses that are not the command's own, as docker(1) has them.
 const (
