@@ -19,6 +19,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/credproxy/credproxy/internal/bridge"
 	"github.com/credproxy/credproxy/internal/oauthtest"
 )
 
@@ -73,6 +74,9 @@ func writings(v string) map[string][]byte {
 			forms[fmt.Sprintf("in %s at %d", name, offset)] = []byte(b[begin:end])
 		}
 	}
+	var quoted bytes.Buffer
+	_, _ = bridge.QuoteTo(&quoted).Write([]byte(v)) // to memory
+	forms["quoted for the carrier's pipe"] = quoted.Bytes()
 	return forms
 }
 

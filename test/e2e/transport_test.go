@@ -75,7 +75,11 @@ func handover(t *testing.T, dir string) *bridge.Handover {
 	t.Helper()
 	var h *bridge.Handover
 	eventually(t, patience, "the handover is recorded", func() bool {
-		b, err := os.ReadFile(filepath.Join(dir, "handover"))
+		recorded, err := os.ReadFile(filepath.Join(dir, "handover"))
+		if err != nil {
+			return false
+		}
+		b, err := io.ReadAll(bridge.UnquoteFrom(bytes.NewReader(recorded)))
 		if err != nil {
 			return false
 		}
