@@ -205,7 +205,8 @@ func end(session *yamux.Session, l *line) {
 	<-l.done
 }
 
-// Close closes the connection, without TLS's goodbye, for which nobody can wait here, and ends the sending goroutine without waiting for it. What is not sent yet is lost.
+// Close closes the connection, without the goodbye of TLS, for which nobody can wait here, and ends the sending goroutine without
+// waiting for it. What is not sent yet is lost.
 func (l *line) Close() error {
 	l.mu.Lock()
 	if l.err == nil {
