@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -183,6 +184,55 @@ func TestCloseDeliversFirst(t *testing.T) {
 	}
 	if _, err := host.Read(make([]byte, 1)); err != io.EOF || !host.HungUp() {
 		t.Errorf("the host's end: %v, hung up %v; want the end", err, host.HungUp())
+	}
+}
+
+// What a program has sent before it ended gets to the host, although everything ends with it.
+func TestFinishDeliversLastWords(t *testing.T) {
+	p := newPair(t)
+	living, _ := p.connect(t)
+	t.Cleanup(func() { _ = living.Close() }) // a program that goes on keeps nobody waiting
+	const programs = 20
+	words := bytes.Repeat([]byte("last words "), 5000)
+	heard := make(chan []byte, programs)
+	var host sync.WaitGroup
+	defer host.Wait()
+	defer p.l.Close()
+	host.Go(func() {
+		for range programs {
+			c, err := p.l.Accept()
+			if err != nil {
+				return
+			}
+			host.Go(func() {
+				got, _ := io.ReadAll(c)
+				_ = c.Close()
+				heard <- got
+			})
+		}
+	})
+	for range programs {
+		inside, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: p.path, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := inside.Write(words); err != nil {
+			t.Fatal(err)
+		}
+		_ = inside.Close()
+	}
+	p.session.Finish(10 * time.Second)
+	_ = p.session.Close()
+	limit := tenSeconds(t)
+	for i := range programs {
+		select {
+		case got := <-heard:
+			if !bytes.Equal(got, words) {
+				t.Errorf("program %d: the host heard %d bytes of %d", i, len(got), len(words))
+			}
+		case <-limit.Done():
+			t.Fatalf("the host heard %d programs of %d", i, programs)
+		}
 	}
 }
 

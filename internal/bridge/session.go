@@ -25,6 +25,10 @@ type Session struct {
 	line    *line
 	streams streams
 	uid     int // of the inside's own user
+
+	mu       sync.Mutex
+	listener *net.UnixListener          // Serve's; nil: it has not begun
+	outward  map[*net.UnixConn]struct{} // connections whose programs may still send something; Serve adds, carry removes
 }
 
 // Attach makes the session over raw, a connection that leads to the listener h is from. It wipes h's secret, whatever comes of it,
@@ -47,7 +51,7 @@ func Attach(ctx context.Context, raw net.Conn, h *Handover) (*Session, error) {
 		}
 		return nil, fmt.Errorf("attach to the proxy: %w", err)
 	}
-	s := &Session{uid: os.Geteuid()}
+	s := &Session{uid: os.Geteuid(), outward: make(map[*net.UnixConn]struct{})}
 	s.line = newLine(conn, &s.streams)
 	if s.mux, err = yamux.Client(s.line, muxConfig(0)); err != nil {
 		panic("bridge: " + err.Error()) // of our own configuration
@@ -106,6 +110,45 @@ func (s *Session) Close() error {
 	return nil
 }
 
+// Finish waits until what programs that are gone have sent is on its way to the host, at most for limit. Connections of programs that
+// still live do not count. It is to be called before Close where programs may have sent something and ended at once: to a Unix
+// socket of the host's that would not have been lost.
+func (s *Session) Finish(limit time.Duration) {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	over := time.After(limit)
+	for said := 0; said < 2; { // twice: one may have been accepted and not be counted yet
+		if said++; s.unsaid() {
+			said = 0
+		}
+		select {
+		case <-tick.C:
+		case <-over:
+			return
+		case <-s.mux.CloseChan():
+			return
+		}
+	}
+}
+
+// unsaid reports whether there is a connection whose program is gone and that has not been carried to its end.
+func (s *Session) unsaid() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener == nil {
+		return false
+	}
+	if socket.Readable(s.listener) { // somebody has connected, and is not accepted yet
+		return true
+	}
+	for uc := range s.outward {
+		if socket.HungUp(uc) {
+			return true
+		}
+	}
+	return false
+}
+
 // Serve carries every connection to ln until the session ends or ln is closed. Then it closes ln, which removes the socket, and
 // the session and every connection, waits for its goroutines and returns why: an error that is [ErrLost] when the session
 // ended, by Close too.
@@ -120,15 +163,22 @@ func (s *Session) Serve(ln *net.UnixListener) error {
 	})
 	defer s.Close()
 	defer ln.Close()
+	s.mu.Lock()
+	s.listener = ln
+	s.mu.Unlock()
 
 	var pause time.Duration
 	for {
 		uc, err := ln.AcceptUnix()
 		if err == nil {
 			pause = 0
+			s.mu.Lock()
+			s.outward[uc] = struct{}{}
+			s.mu.Unlock()
 			// It waits while the host has not accepted as many as its backlog holds, and others wait in the system's queue then.
 			stream, err := s.mux.OpenStream()
 			if err != nil {
+				s.said(uc)
 				_ = uc.Close()
 				return s.lost()
 			}
@@ -147,6 +197,13 @@ func (s *Session) Serve(ln *net.UnixListener) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// said notes that nothing more of a connection goes to the host.
+func (s *Session) said(uc *net.UnixConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.outward, uc)
 }
 
 // lost says why the session has ended.
@@ -168,7 +225,10 @@ func (s *Session) carry(ctx context.Context, uc *net.UnixConn, stream *yamux.Str
 	first := s.writePeer(socket.Identify(uc))
 	_, _ = stream.Write(first[:]) // when it cannot be written, there may still be something to read
 	var up sync.WaitGroup
-	up.Go(func() { outward(uc, c) })
+	up.Go(func() {
+		defer s.said(uc)
+		outward(uc, c)
+	})
 	inward(uc, c)
 	// The host has closed its end, or everything is over.
 	_ = uc.Close()

@@ -76,8 +76,12 @@ type link struct {
 	err     error         // why it has
 }
 
+// lastWords is how long what ended programs have sent may take to get on its way.
+const lastWords = time.Second
+
 // close ends the session, removes the socket and waits for both.
 func (l *link) close() {
+	l.session.Finish(lastWords)
 	_ = l.session.Close()
 	<-l.served
 }

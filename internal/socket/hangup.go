@@ -22,19 +22,30 @@ func HungUp(c net.Conn) bool {
 	if runtime.GOOS != "linux" {
 		return false
 	}
-	raw, err := sc.SyscallConn()
+	events, err := poll(sc, 0)
+	return err != nil || events&unix.POLLHUP != 0
+}
+
+// Readable reports whether there is something to read, or to accept, without waiting.
+func Readable(c syscall.Conn) bool {
+	events, err := poll(c, unix.POLLIN)
+	return err == nil && events&unix.POLLIN != 0
+}
+
+// poll returns which of the events, and of those that are always told, are so now. The error is that c is closed.
+func poll(c syscall.Conn, events int16) (int16, error) {
+	raw, err := c.SyscallConn()
 	if err != nil {
-		return true
+		return 0, err
 	}
-	hungUp := false
-	if err := raw.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd)}}
-		_, err := unix.Poll(fds, 0)
-		hungUp = err == nil && fds[0].Revents&unix.POLLHUP != 0
-	}); err != nil {
-		return true
-	}
-	return hungUp
+	fds := []unix.PollFd{{Events: events}}
+	err = raw.Control(func(fd uintptr) {
+		fds[0].Fd = int32(fd)
+		if _, err := unix.Poll(fds, 0); err != nil {
+			fds[0].Revents = 0
+		}
+	})
+	return fds[0].Revents, err
 }
 
 // Discard reads away what has arrived on c already, up to max bytes, without waiting for more. A Unix socket that is
