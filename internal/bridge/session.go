@@ -28,7 +28,7 @@ type Session struct {
 
 	mu       sync.Mutex
 	listener *net.UnixListener          // Serve's; nil: it has not begun
-	outward  map[*net.UnixConn]struct{} // connections whose programs may still send something; Serve adds, carry removes
+	outward  map[*net.UnixConn]struct{} // connections that the host has not closed; Serve adds, carry removes
 }
 
 // Attach makes the session over raw, a connection that leads to the listener h is from. It wipes h's secret, whatever comes of it,
@@ -110,9 +110,10 @@ func (s *Session) Close() error {
 	return nil
 }
 
-// Finish waits until what programs that are gone have sent is on its way to the host, at most for limit. Connections of programs that
-// still live do not count. It is to be called before Close where programs may have sent something and ended at once: to a Unix
-// socket of the host's that would not have been lost.
+// Finish waits until the host has closed the connections of programs that are gone, and so has heard what they sent, at most for limit:
+// a connection that the host has not accepted when the session ends is lost. Those of programs that still live do not count. It is
+// to be called before Close where programs may have sent something and ended at once: to a Unix socket of the host's that would not
+// have been lost.
 func (s *Session) Finish(limit time.Duration) {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -199,7 +200,7 @@ func (s *Session) Serve(ln *net.UnixListener) error {
 	}
 }
 
-// said notes that nothing more of a connection goes to the host.
+// said notes that the host has heard all of a connection, or will not hear more.
 func (s *Session) said(uc *net.UnixConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -225,12 +226,10 @@ func (s *Session) carry(ctx context.Context, uc *net.UnixConn, stream *yamux.Str
 	first := s.writePeer(socket.Identify(uc))
 	_, _ = stream.Write(first[:]) // when it cannot be written, there may still be something to read
 	var up sync.WaitGroup
-	up.Go(func() {
-		defer s.said(uc)
-		outward(uc, c)
-	})
+	up.Go(func() { outward(uc, c) })
 	inward(uc, c)
 	// The host has closed its end, or everything is over.
+	s.said(uc)
 	_ = uc.Close()
 	_ = c.Close()
 	up.Wait()
