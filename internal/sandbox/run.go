@@ -318,7 +318,7 @@ func (r *run) supervise(ctx context.Context, signals <-chan os.Signal, fromTermi
 	}
 	waker := "" // a bwrap is killed when this process is, which also ends what is stopped
 	if r.plan.engine.Kind != Bwrap {
-		waker = r.plan.binary
+		waker = r.sandbox.self
 	}
 	pausing := &r.sandbox.pausing
 	pausing.begin(r.proc, waker)

@@ -108,6 +108,7 @@ type Sandbox struct {
 	Warnings []string
 
 	plan   plan
+	self   string // our program as it runs on this machine; the one inside may be for another
 	engine Engine
 	host   Host
 	grace  time.Duration
@@ -218,11 +219,15 @@ func (s *Sandbox) paths(p *plan, spec Spec) error {
 		if binary, err = os.Executable(); err != nil {
 			return fmt.Errorf("own program: %w", err)
 		}
+		s.self = binary
 		if spec.Engine.Kind != Bwrap {
 			if binary, err = spec.Host.GuestBinary(spec.Engine, binary); err != nil {
 				return err
 			}
 		}
+	}
+	if s.self == "" {
+		s.self = binary
 	}
 	if p.binary, err = filepath.EvalSymlinks(binary); err != nil {
 		return fmt.Errorf("own program: %w", err)
