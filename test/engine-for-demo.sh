@@ -1,40 +1,45 @@
 #!/usr/bin/env bash
-# A sandbox for `make demo`: says nothing when one works, else installs bubblewrap with the package manager.
+# For `make demo` where no sandbox engine works: installs bubblewrap with the package manager. The demo has said before what is wrong
+# with each engine, and what to do; where there is no bubblewrap, that is left to you.
 set -euo pipefail
 
-works() { bwrap --ro-bind / / --unshare-user --unshare-pid true 2>/dev/null; }
-works && exit 0
+[ "$(uname -s)" = Linux ] || exit 1
 
-as_root=()
-if [ "$(id -u)" != 0 ]; then
-	if command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
-		as_root=(sudo)
-	else
-		echo "engine-for-demo: no sandbox works here; as root, install one: apt-get install bubblewrap" >&2
-		exit 1
-	fi
+# Packages as the distributions call them. Lists of packages may be old, or not there at all.
+if command -v apt-get >/dev/null; then
+	install="apt-get install -y -qq bubblewrap || { apt-get update -qq && apt-get install -y -qq bubblewrap; }"
+	by_hand="apt-get install bubblewrap"
+elif command -v dnf >/dev/null; then
+	install="dnf install -y -q bubblewrap" by_hand="dnf install bubblewrap"
+elif command -v pacman >/dev/null; then
+	install="pacman -S --noconfirm bubblewrap" by_hand="pacman -S bubblewrap"
+elif command -v apk >/dev/null; then
+	install="apk add -q bubblewrap" by_hand="apk add bubblewrap"
+elif command -v zypper >/dev/null; then
+	install="zypper -q install -y bubblewrap" by_hand="zypper install bubblewrap"
+else
+	install="" by_hand="with the package manager of this system"
 fi
+
 if ! command -v bwrap >/dev/null; then
-	echo "engine-for-demo: installing bubblewrap" >&2
-	if command -v apt-get >/dev/null; then
-		# The lists of packages may be old, or not there at all.
-		"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq bubblewrap >&2 ||
-			{ "${as_root[@]}" apt-get update -qq >&2 && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq bubblewrap >&2; }
-	elif command -v dnf >/dev/null; then
-		"${as_root[@]}" dnf install -y -q bubblewrap >&2
-	elif command -v pacman >/dev/null; then
-		"${as_root[@]}" pacman -S --noconfirm bubblewrap >&2
-	elif command -v apk >/dev/null; then
-		"${as_root[@]}" apk add -q bubblewrap >&2
-	elif command -v zypper >/dev/null; then
-		"${as_root[@]}" zypper -q install -y bubblewrap >&2
-	else
-		echo "engine-for-demo: no package manager that is known here: install bubblewrap by hand" >&2
+	as_root=()
+	if [ -n "$install" ] && [ "$(id -u)" != 0 ]; then
+		if command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
+			as_root=(sudo)
+		else
+			install=""
+		fi
+	fi
+	if [ -z "$install" ]; then
+		echo "engine-for-demo: install bubblewrap as root, or start docker or podman: $by_hand" >&2
 		exit 1
 	fi
+	echo "engine-for-demo: installing bubblewrap" >&2
+	"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive sh -c "$install" >&2
 fi
-works || {
-	echo "engine-for-demo: bubblewrap is installed and does not work: $(bwrap --ro-bind / / --unshare-user --unshare-pid true 2>&1 | head -1)" >&2
+works() { bwrap --ro-bind / / --unshare-user --unshare-pid true; }
+works 2>/dev/null || {
+	echo "engine-for-demo: bubblewrap is installed and does not work: $(works 2>&1 | head -1)" >&2
 	echo "engine-for-demo: unprivileged user namespaces may be switched off (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns)" >&2
 	exit 1
 }

@@ -158,7 +158,7 @@ func judgePodman(at here, info podmanInfo, e *Engine) verdict {
 	}
 	if e.Rootless && len(info.Host.IDMappings.UIDMap) < 2 {
 		return verdict{"no subordinate UIDs are given to you",
-			"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER; podman system migrate"}
+			"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME, which is yours; then, as yourself: podman system migrate"}
 	}
 	e.Init = at.init
 	return verdict{}

@@ -25,8 +25,16 @@ var ErrNoGuest = errors.New("no guest program")
 // guestUnused is how long a copy of the guest program is kept that no run has asked for.
 const guestUnused = 30 * 24 * time.Hour
 
+// stamp is the version as the linker sets it (-X, see the Makefile): "credproxy-stamp:{v1.2.3}", which can be found in the file of a
+// program that cannot be run here. Build information does not have the linker's flags with -trimpath.
+var stamp string
+
+// stampBegin is in two pieces, so that it is not found in a program that has no stamp.
+var stampBegin = strings.Join([]string{"credproxy", "stamp:{"}, "-")
+
 // GuestBinary returns the path of the program that is mounted into e's containers: the executable itself where that can run there,
-// else credproxy-linux-ARCH beside it or in ../libexec/credproxy. It is checked to be of our version. The error is an ErrNoGuest.
+// else credproxy-linux-ARCH beside it or in ../libexec/credproxy. It is checked to be of our version, if both know theirs: the
+// commit, the version of the module, or the stamp. The error is an ErrNoGuest.
 func (h Host) GuestBinary(e Engine, executable string) (string, error) {
 	arch := e.Arch
 	if arch == "" {
@@ -41,8 +49,12 @@ func (h Host) GuestBinary(e Engine, executable string) (string, error) {
 
 func findGuest(arch, executable string, own *debug.BuildInfo) (string, error) {
 	name := "credproxy-linux-" + arch
+	what := "make build, or make install"
+	if runtime.GOOS == "linux" {
+		what = "make guest-" + arch // make build makes none: few need one
+	}
 	missing := func(why string) error {
-		return &Error{ErrNoGuest, name, why, "in the source's directory: make build, or make install; it then lies beside credproxy, or in ../libexec/credproxy"}
+		return &Error{ErrNoGuest, name, why, "in the source's directory: " + what + "; it has to lie beside credproxy, or in ../libexec/credproxy"}
 	}
 	// The link in /usr/local/bin, and where it leads: Homebrew's.
 	places := []string{executable}
@@ -95,7 +107,30 @@ func checkGuest(path, arch string, own *debug.BuildInfo) error {
 	if err != nil {
 		return errors.New("not credproxy")
 	}
-	return sameBuild(own, theirs)
+	if err := sameBuild(own, theirs); err != nil {
+		return err
+	}
+	return sameStamp(path, stamp)
+}
+
+// sameStamp looks for our stamp in the program. One that has none has nothing that could be compared.
+func sameStamp(path, own string) error {
+	if own == "" {
+		return nil
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if bytes.Contains(content, []byte(own)) {
+		return nil
+	}
+	_, rest, found := bytes.Cut(content, []byte(stampBegin))
+	if !found {
+		return nil
+	}
+	theirs, _, _ := strings.Cut(string(rest[:min(100, len(rest))]), "}")
+	return fmt.Errorf("it is of another version (%s, this is %s)", firstLine(theirs), strings.TrimSuffix(strings.TrimPrefix(own, stampBegin), "}"))
 }
 
 // sameBuild reports whether two programs come from the same source, as far as they know where they come from.

@@ -13,17 +13,18 @@ import (
 	"time"
 )
 
-// compile builds a static Linux program for the architecture, as make does it.
-func compile(t *testing.T, goos, arch string) string {
+// compile builds a static program for the system and architecture, as make does it; the stamp may be missing.
+func compile(t *testing.T, goos, arch, stamp string) string {
 	t.Helper()
 	dir := t.TempDir()
-	for name, text := range map[string]string{"go.mod": "module example.com/credproxy\n\ngo 1.26\n", "main.go": "package main\n\nfunc main() {}\n"} {
+	text := "package main\n\nvar stamp string\n\nfunc main() { println(stamp) }\n"
+	for name, text := range map[string]string{"go.mod": "module example.com/credproxy\n\ngo 1.26\n", "main.go": text} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	out := filepath.Join(dir, "program")
-	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out)
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -X main.stamp="+stamp, "-o", out)
 	build.Dir, build.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GOOS="+goos, "GOARCH="+arch, "GOFLAGS=", "GOWORK=off")
 	if b, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, b)
@@ -46,7 +47,7 @@ func copyFile(t *testing.T, from, to string) {
 }
 
 func TestFindGuest(t *testing.T) {
-	amd64, arm64 := compile(t, "linux", "amd64"), compile(t, "linux", "arm64")
+	amd64, arm64 := compile(t, "linux", "amd64", ""), compile(t, "linux", "arm64", "")
 	root, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -85,11 +86,11 @@ func TestFindGuest(t *testing.T) {
 			continue
 		}
 		e, ok := errors.AsType[*Error](err)
-		if !ok || !errors.Is(err, ErrNoGuest) || !strings.Contains(err.Error(), c.why) || !strings.Contains(e.Hint(), "make build") {
+		if !ok || !errors.Is(err, ErrNoGuest) || !strings.Contains(err.Error(), c.why) || !strings.Contains(e.Hint(), "make ") {
 			t.Errorf("%s for %s: %v", c.executable, c.arch, err)
 		}
 	}
-	if err := checkGuest(compile(t, "darwin", "arm64"), "arm64", own); err == nil || err.Error() != "not a program for Linux" {
+	if err := checkGuest(compile(t, "darwin", "arm64", ""), "arm64", own); err == nil || err.Error() != "not a program for Linux" {
 		t.Errorf("a program for macOS: %v", err)
 	}
 	if err := checkGuest(amd64, "amd64", &debug.BuildInfo{Main: debug.Module{Path: "example.com/other"}}); err == nil || err.Error() != "not credproxy" {
@@ -138,8 +139,38 @@ func TestSameBuild(t *testing.T) {
 			t.Errorf("%v and %v: %v", c.own, c.theirs, err)
 		}
 	}
-	if _, err := buildinfo.ReadFile(compile(t, "linux", "arm64")); err != nil {
+	if _, err := buildinfo.ReadFile(compile(t, "linux", "arm64", "")); err != nil {
 		t.Errorf("a stripped program has no build information: %v", err)
+	}
+}
+
+func TestSameStamp(t *testing.T) {
+	one, two := stampBegin+"v1.2.3}", stampBegin+"v1.2.30}"
+	stamped, bare := compile(t, "linux", "arm64", one), compile(t, "linux", "arm64", "")
+	for _, c := range []struct{ path, own, want string }{
+		{stamped, one, ""},
+		{stamped, two, "it is of another version (v1.2.3, this is v1.2.30)"},
+		{stamped, "", ""}, // we do not know
+		{bare, one, ""},   // it does not know
+	} {
+		err := sameStamp(c.path, c.own)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || err.Error() != c.want) {
+			t.Errorf("%s with the stamp %q: %v", c.path, c.own, err)
+		}
+	}
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if set := "/sandbox.stamp=" + stampBegin + "$(VERSION)}"; !strings.Contains(string(makefile), set) {
+		t.Errorf("the Makefile does not set %s", set)
+	}
+	self, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(self), stampBegin) {
+		t.Error("a program without a stamp has something that looks like one")
 	}
 }
 
