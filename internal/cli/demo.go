@@ -75,6 +75,10 @@ func (a *app) demo(ctx context.Context, engine sandbox.Kind) (err error) {
 	if d.self, err = os.Executable(); err != nil {
 		return err
 	}
+	// Else every engine would be blamed for it.
+	if _, err := trySocket(); err != nil {
+		return failed("no proxy can start", err)
+	}
 	top, err := os.MkdirTemp(demoParent(), "credproxy-demo-")
 	if err != nil {
 		return err

@@ -125,8 +125,11 @@ func (d *demo) choose(ctx context.Context, want sandbox.Kind) error {
 	if want != sandbox.Auto {
 		kinds = []sandbox.Kind{want}
 	}
+	if want == sandbox.Auto && runtime.GOOS != "linux" {
+		kinds = slices.DeleteFunc(kinds, func(k sandbox.Kind) bool { return k == sandbox.Bwrap })
+	}
 	var why []string
-	hint := ""
+	var tried []triedEngine
 	for _, kind := range kinds {
 		name := "credproxy-demo:" + strings.ToLower(randomText())
 		image := name
@@ -148,14 +151,35 @@ func (d *demo) choose(ctx context.Context, want sandbox.Kind) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		why = append(why, strings.TrimPrefix(err.Error(), string(kind)+": "))
-		why[len(why)-1] = string(kind) + ": " + why[len(why)-1]
-		_, hint = judge(err)
+		why = append(why, string(kind)+": "+strings.TrimPrefix(err.Error(), string(kind)+": "))
+		_, notThere := exec.LookPath(string(kind))
+		_, hint := judge(err)
+		tried = append(tried, triedEngine{kind, notThere == nil, hint})
 	}
-	if want == sandbox.Auto {
-		hint = "install bubblewrap (Debian, Ubuntu: apt-get install bubblewrap; Fedora: dnf install bubblewrap; Arch: pacman -S bubblewrap)"
+	return &failure{
+		err:    errors.New("no sandbox engine works: " + strings.Join(why, "; ")),
+		status: exitUnreachable, hint: engineHint(runtime.GOOS, want, tried),
 	}
-	return &failure{err: errors.New("no sandbox engine works: " + strings.Join(why, "; ")), status: exitUnreachable, hint: hint}
+}
+
+// triedEngine is an engine that did not work.
+type triedEngine struct {
+	kind  sandbox.Kind
+	there bool   // its program is installed
+	hint  string // what to do about it
+}
+
+// engineHint says what to do about engines of which none works: mend what is there, or install what is least trouble.
+func engineHint(goos string, want sandbox.Kind, tried []triedEngine) string {
+	var hints []string
+	anyThere := slices.ContainsFunc(tried, func(e triedEngine) bool { return e.there })
+	for _, e := range tried {
+		easy := goos == "linux" && e.kind == sandbox.Bwrap || goos != "linux" && !anyThere
+		if e.hint != "" && (want != sandbox.Auto || e.there || easy) {
+			hints = append(hints, e.hint)
+		}
+	}
+	return strings.Join(hints, "; or ")
 }
 
 // demoParent is where the demo's directory is made: an engine in a virtual machine may see nothing of this machine but the home

@@ -53,7 +53,12 @@ func (a *app) doctorCommand() *cobra.Command {
 		Short: "Check this machine: stores, engines, directories, configuration",
 		Long: `Check everything that credproxy needs on this machine and say what to do about
 what is wrong. Each line is ok, warn (it works, but not as well as it could) or
-FAIL. The exit status is 1 if something fails.`,
+FAIL. The exit status is 1 if something fails.
+
+It looks at configuration, directories, clock, protection of the process, program,
+stores, recovery files, logins and engines; "guest program" is what runs inside
+containers, "leftovers" is what killed runs have left. It starts no container:
+credproxy demo does.`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if inside() {
@@ -111,7 +116,7 @@ func (a *app) doctorText(checks []check) string {
 func (a *app) examine(ctx context.Context) []check {
 	dirs, err := config.Directories()
 	if err != nil {
-		return []check{fail("directories", "set HOME, or CREDPROXY_HOME to an absolute path", err)}
+		return []check{fail("directories", hintOfDirs(err), err)}
 	}
 	host := sandbox.Host{Environ: os.Environ(), UID: os.Geteuid()}
 	if dir, err := os.Getwd(); err == nil {
@@ -138,7 +143,7 @@ func checkConfiguration() (*config.Config, []check) {
 	const name = "configuration"
 	path, err := config.ConfigPath()
 	if err != nil {
-		return config.Default(), []check{fail(name, "set HOME, or CREDPROXY_HOME to an absolute path", err)}
+		return config.Default(), []check{fail(name, hintOfDirs(err), err)}
 	}
 	c, err := config.Load(path)
 	switch {
@@ -165,22 +170,45 @@ func checkStateDir(dirs config.Dirs) check {
 	return ok("state directory", "%s", dirs.State)
 }
 
-// checkSocket listens for real: permissions, path length and what others put there all show.
 func checkSocket() check {
 	const name = "socket directory"
-	l, err := socket.Listen()
+	path, err := trySocket()
 	if err != nil {
-		hint := "look at what lies there; a directory of this user with mode 0700 is needed"
-		if errors.Is(err, socket.ErrPathTooLong) {
-			hint = "set TMPDIR to a shorter directory"
-		}
+		_, hint := judge(err)
 		return fail(name, hint, err)
 	}
-	path := l.Path()
-	if err := l.Close(); err != nil {
-		return fail(name, "", err)
-	}
 	return ok(name, "%s (socket paths of %d bytes)", filepath.Dir(path), len(path))
+}
+
+// trySocket listens for real, for a moment: permissions, path length and what others put there all show. It returns the path; an
+// error has a hint.
+func trySocket() (string, error) {
+	if tmp := os.TempDir(); !filepath.IsAbs(tmp) {
+		return "", &failure{err: fmt.Errorf("TMPDIR: %q is not an absolute path", tmp), hint: notAbsoluteHint}
+	}
+	l, err := socket.Listen()
+	if err == nil {
+		path := l.Path()
+		return path, l.Close()
+	}
+	// What to do is the end of most errors of that package.
+	for _, advice := range []string{"set TMPDIR to ", "find out who ", "use a umask "} {
+		if why, rest, ok := strings.Cut(err.Error(), "; "+advice); ok {
+			return "", &failure{err: errors.New(why), hint: advice + rest}
+		}
+	}
+	return "", &failure{err: err, hint: "it has to be a directory of this user with mode 0700: look at what lies there, or set TMPDIR to another directory"}
+}
+
+const notAbsoluteHint = "set it to an absolute path, or unset it"
+
+// hintOfDirs is about an error of config.Directories: a variable that is no absolute path, or no variable at all, which the error
+// says how to mend.
+func hintOfDirs(err error) string {
+	if strings.Contains(err.Error(), "is not an absolute path") {
+		return notAbsoluteHint
+	}
+	return ""
 }
 
 // checkClock compares the clock with times that must be in the past: tokens expire by it, and with a wrong clock every

@@ -47,14 +47,14 @@ func checkEngines(ctx context.Context, h sandbox.Host, own string) []check {
 
 func checkEngine(s sandbox.Status) check {
 	name := "engine " + string(s.Kind)
-	if !s.OK {
-		return warn(name, s.Hint, "%s", strings.Join(strings.Fields(s.Version+" "+s.Detail), " "))
-	}
 	var notes []string
 	for _, n := range []string{s.Version, s.Detail} {
 		if n != "" {
 			notes = append(notes, n)
 		}
+	}
+	if !s.OK {
+		return warn(name, s.Hint, "%s", strings.Join(notes, ", "))
 	}
 	transport, err := s.Engine.Choose(sandbox.TransportAuto, nil)
 	if err != nil {

@@ -98,6 +98,10 @@ func TestCheckEngine(t *testing.T) {
 			sandbox.Status{Kind: sandbox.Podman, Detail: "it is on another machine (ssh://x)", Hint: "unset CONTAINER_HOST"},
 			warn("engine podman", "unset CONTAINER_HOST", "it is on another machine (ssh://x)"),
 		},
+		{
+			sandbox.Status{Kind: sandbox.Podman, Version: "4.3.1", Detail: "no subordinate UIDs are given to you", Hint: "as root: …"},
+			warn("engine podman", "as root: …", "4.3.1, no subordinate UIDs are given to you"),
+		},
 	} {
 		if got := checkEngine(c.s); got != c.want {
 			t.Errorf("got %+v, want %+v", got, c.want)

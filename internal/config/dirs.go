@@ -47,6 +47,9 @@ func ConfigPath() (string, error) {
 }
 
 func directories(goos string, getenv func(string) string) (Dirs, error) {
+	if tmp := getenv("TMPDIR"); tmp != "" && !filepath.IsAbs(tmp) { // see Recovery: all processes have to mean one directory
+		return Dirs{}, fmt.Errorf("TMPDIR: %q is not an absolute path", tmp)
+	}
 	if home := getenv("CREDPROXY_HOME"); home != "" {
 		if !filepath.IsAbs(home) {
 			return Dirs{}, fmt.Errorf("CREDPROXY_HOME: %q is not an absolute path", home)

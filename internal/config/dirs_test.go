@@ -27,6 +27,7 @@ func TestDirectories(t *testing.T) {
 			want: Dirs{"/p", "/p/state", "/p/data"}},
 		{goos: "darwin", env: map[string]string{"CREDPROXY_HOME": "/p"}, want: Dirs{"/p", "/p/state", "/p/data"}},
 		{goos: "linux", env: map[string]string{"HOME": "/home/u", "CREDPROXY_HOME": "p"}, err: `CREDPROXY_HOME: "p" is not an absolute path`},
+		{goos: "linux", env: map[string]string{"HOME": "/home/u", "CREDPROXY_HOME": "/p", "TMPDIR": "t"}, err: `TMPDIR: "t" is not an absolute path`},
 		{goos: "linux", err: "no home directory: set HOME or CREDPROXY_HOME to an absolute path"},
 		{goos: "darwin", err: "no home directory: set HOME or CREDPROXY_HOME to an absolute path"},
 		{goos: "linux", env: map[string]string{"HOME": "home"}, err: "no home directory: set HOME or CREDPROXY_HOME to an absolute path"},
