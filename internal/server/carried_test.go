@@ -91,6 +91,7 @@ func TestCarried(t *testing.T) {
 	}{
 		{"operations", TestOperations},
 		{"handshake", TestHandshake},
+		{"handshake first", TestHandshakeIsAnsweredFirst},
 		{"capability", TestCapability},
 		{"scope", TestScope},
 		{"invalid requests", TestInvalidRequests},

@@ -227,6 +227,9 @@ func (c *conn) handshake() bool {
 	start := len(c.batch)
 	c.batch = wire.AppendHandshake(frame.Begin(c.batch), version)
 	frame.End(c.batch, start)
+	if c.r.Buffered() { // before an operation can answer: the first frame is the handshake's
+		c.flush()
+	}
 	return true
 }
 

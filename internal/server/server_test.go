@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -112,6 +113,23 @@ func TestHandshake(t *testing.T) {
 			}
 			c.ends()
 		})
+	}
+}
+
+// However much comes with it, and however quickly that can be answered: the first frame back is the handshake's.
+func TestHandshakeIsAnsweredFirst(t *testing.T) {
+	p := start(t, nil)
+	frames := []string{`{"v":1,"op":"handshake","payload":{"minVersion":1,"maxVersion":1}}`}
+	for i := range 40 { // operations of their own goroutines, and much that keeps the reader busy meanwhile
+		frames = append(frames, request(1, strconv.Itoa(i), "list_providers", `{}`))
+	}
+	for range 100 {
+		c := p.connect(t)
+		c.send(frames...)
+		if got := c.recv(); !strings.Contains(got, `"op":"handshake"`) {
+			t.Fatalf("the first frame is %s", got)
+		}
+		_ = c.Close()
 	}
 }
 
