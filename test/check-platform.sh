@@ -9,6 +9,18 @@
 # directory of its own, and the one item that gets into the keyring is removed from it.
 # It is for the bash 3.2 of macOS, and uses nothing that only GNU tools know.
 set -u
+
+usage() {
+	echo "usage: test/check-platform.sh [docker|podman|bwrap]..." >&2
+	echo "what works on this machine, a line each; without arguments in every engine that works (docs/platforms.md)" >&2
+	exit 2
+}
+for e; do # "$@" of no arguments is unset in some versions
+	case $e in
+	docker | podman | bwrap) ;;
+	*) usage ;;
+	esac
+done
 cd "$(dirname "$0")/.." || exit 1
 export LC_ALL=C
 

@@ -8,17 +8,17 @@ set -euo pipefail
 # Packages as the distributions call them. Lists of packages may be old, or not there at all.
 if command -v apt-get >/dev/null; then
 	install="apt-get install -y -qq bubblewrap || { apt-get update -qq && apt-get install -y -qq bubblewrap; }"
-	by_hand="apt-get install bubblewrap"
+	by_hand="as root: apt-get install bubblewrap"
 elif command -v dnf >/dev/null; then
-	install="dnf install -y -q bubblewrap" by_hand="dnf install bubblewrap"
+	install="dnf install -y -q bubblewrap" by_hand="as root: dnf install bubblewrap"
 elif command -v pacman >/dev/null; then
-	install="pacman -S --noconfirm bubblewrap" by_hand="pacman -S bubblewrap"
+	install="pacman -S --noconfirm bubblewrap" by_hand="as root: pacman -S bubblewrap"
 elif command -v apk >/dev/null; then
-	install="apk add -q bubblewrap" by_hand="apk add bubblewrap"
+	install="apk add -q bubblewrap" by_hand="as root: apk add bubblewrap"
 elif command -v zypper >/dev/null; then
-	install="zypper -q install -y bubblewrap" by_hand="zypper install bubblewrap"
+	install="zypper -q install -y bubblewrap" by_hand="as root: zypper install bubblewrap"
 else
-	install="" by_hand="with the package manager of this system"
+	install="" by_hand="install bubblewrap with the package manager of this system"
 fi
 
 if ! command -v bwrap >/dev/null; then
@@ -31,7 +31,7 @@ if ! command -v bwrap >/dev/null; then
 		fi
 	fi
 	if [ -z "$install" ]; then
-		echo "engine-for-demo: install bubblewrap as root, or start docker or podman: $by_hand" >&2
+		echo "engine-for-demo: $by_hand; or start docker or podman" >&2
 		exit 1
 	fi
 	echo "engine-for-demo: installing bubblewrap" >&2
