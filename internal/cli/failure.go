@@ -219,6 +219,12 @@ func (a *app) warn(what, hint string) {
 	}
 }
 
+// note says on stderr what is not wrong, and not what one would expect either.
+func (a *app) note(format string, args ...any) {
+	p := a.paint(a.stderr)
+	fmt.Fprintf(a.stderr, "%s %s\n", p.yellow("credproxy:"), oneLine(fmt.Sprintf(format, args...)))
+}
+
 // oneLine keeps an error one line, and keeps what others wrote from driving the terminal.
 func oneLine(s string) string {
 	s = strings.TrimSpace(s)

@@ -9,11 +9,14 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/term"
 
 	"github.com/credproxy/credproxy/internal/config"
+	"github.com/credproxy/credproxy/internal/privatedir"
 	"github.com/credproxy/credproxy/internal/vault"
 )
 
@@ -21,9 +24,55 @@ import (
 // nobody can be asked. The passphrase itself is never in the environment.
 const passphraseFile = "CREDPROXY_PASSPHRASE_FILE"
 
+// directories says where credproxy's own files are.
+func directories() (config.Dirs, error) {
+	dirs, err := config.Directories()
+	if err != nil && os.Getenv(homeVariable) != "" {
+		err = &failure{err: err, hint: "unset " + homeVariable + ", or set it to a path from / on"}
+	}
+	return dirs, err
+}
+
+const homeVariable = "CREDPROXY_HOME"
+
+// makeState makes the state directory, or says which it is and what has chosen it.
+func makeState(dirs config.Dirs) error {
+	err := privatedir.Make(dirs.State)
+	if err == nil {
+		return nil
+	}
+	cause := bare(err)
+	if cause == err { // in words of ours
+		return &failure{err: err, hint: "credproxy doctor says what is wrong and what to do"}
+	}
+	f := &failure{what: "the state directory " + dirs.State, err: cause}
+	switch {
+	case os.Getenv(homeVariable) != "":
+		f.hint = homeVariable + " has chosen it: unset that, or name a directory that this user may make or write to"
+	case filepath.IsAbs(os.Getenv("XDG_STATE_HOME")) && runtime.GOOS != "darwin":
+		f.hint = "XDG_STATE_HOME has chosen it: it has to be one that this user may write to"
+	default:
+		f.hint = "HOME has chosen it; another place is named with " + homeVariable
+	}
+	return f
+}
+
+// bare is the cause of an error of the file system without the operation and the path, which the message names in its own words.
+func bare(err error) error {
+	var path *fs.PathError
+	var call *os.SyscallError
+	switch {
+	case errors.As(err, &path):
+		return path.Err
+	case errors.As(err, &call):
+		return call.Err
+	}
+	return err
+}
+
 // settings reads the user's configuration.
 func settings() (*config.Config, config.Dirs, error) {
-	dirs, err := config.Directories()
+	dirs, err := directories()
 	if err != nil {
 		return nil, dirs, err
 	}
@@ -148,11 +197,7 @@ func readPrivate(path string, shortest, longest int) ([]byte, error) {
 		return nil, fmt.Errorf("%s: is a symbolic link; name the file itself", path)
 	}
 	if err != nil {
-		var p *fs.PathError
-		if errors.As(err, &p) {
-			err = p.Err
-		}
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, bare(err))
 	}
 	defer f.Close()
 	info, err := f.Stat()

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -14,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credproxy/credproxy/internal/config"
-	"github.com/credproxy/credproxy/internal/privatedir"
 	"github.com/credproxy/credproxy/internal/sandbox"
 )
 
@@ -60,8 +60,11 @@ stderr.`,
   credproxy run --profile work --image registry.example/agent:1 -- agent --resume
   credproxy run --engine bwrap --volume ~/models:/models:ro -- python3 train.py`,
 		Args: func(c *cobra.Command, args []string) error {
-			if len(args) == 0 || args[0] == "" {
+			switch {
+			case len(args) == 0 || args[0] == "":
 				return usage("COMMAND is missing").about(c)
+			case a.verbose && c.ArgsLenAtDash() < 0 && volumeForm.MatchString(args[0]):
+				return usage("-v is --verbose; what is mounted is given with --volume SOURCE:TARGET").about(c)
 			}
 			return nil
 		},
@@ -70,10 +73,10 @@ stderr.`,
 				return hostOnly("run", "this is a sandbox already")
 			}
 			if !isEngine(f.engine) {
-				return usage(engineRule).about(c)
+				return notOneOf(engineRule, f.engine, engines).about(c)
 			}
 			if !slices.Contains(transports, f.transport) {
-				return usage("--transport is auto, unix or tls").about(c) // see engineRule
+				return notOneOf(transportRule, f.transport, transports).about(c)
 			}
 			status, err := a.run(c.Context(), f, args)
 			if err != nil {
@@ -87,9 +90,9 @@ stderr.`,
 	flags.StringVar(&f.engine, "engine", string(sandbox.Auto), "auto (the first that works), docker, podman or bwrap")
 	flags.StringVar(&f.image, "image", "", "image for docker and podman (default: the profile's)")
 	flags.StringVar(&f.profile, "profile", config.DefaultProfile, "what the sandbox may use")
-	flags.StringArrayVar(&f.volumes, "volume", nil, "SOURCE:TARGET[:ro] to mount (may be repeated)")
+	flags.StringArrayVar(&f.volumes, "volume", nil, "SOURCE:TARGET[:ro] to mount; ./x is a directory, x a volume of the engine's (may be repeated)")
 	flags.StringArrayVar(&f.env, "env", nil, "NAME=VALUE, or NAME to pass it on (may be repeated)")
-	flags.StringArrayVar(&f.engineArgs, "engine-arg", nil, "an option for the engine itself (may be repeated)")
+	flags.StringArrayVar(&f.engineArgs, "engine-arg", nil, "an option for the engine itself, with its value: --engine-arg --memory=64m (may be repeated)")
 	flags.BoolVar(&f.noWorkdir, "no-workdir", false, "do not mount the current directory")
 	flags.StringVar(&f.transport, "transport", string(sandbox.TransportAuto), "how the socket gets inside: auto, unix (mounted) or tls (carried)")
 	_ = c.RegisterFlagCompletionFunc("profile", completeProfiles)
@@ -138,8 +141,16 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 	if profile, err := c.Profile(f.profile); err == nil && spec.Image == "" && f.engine != string(sandbox.Bwrap) {
 		spec.Image = profile.Image
 	}
+	if spec.Image == "" && f.engine == string(sandbox.Auto) && f.transport == string(sandbox.TransportTLS) {
+		return 0, &failure{err: errors.New("transport tls: it is docker's and podman's, and they need an image"), status: exitUsage,
+			hint: "name one with --image, or image = \"…\" in the profile; or leave --transport out"}
+	}
 	if spec.Engine, err = spec.Host.Select(ctx, sandbox.Kind(f.engine), spec.Image); err != nil {
 		return 0, err
+	}
+	for _, why := range spec.Engine.Passed {
+		a.note("%s; using %s", why, spec.Engine.Kind)
+		log.Warn("an engine does not work: another is used", "why", why, "engine", spec.Engine.Kind)
 	}
 	if spec.Transport, err = spec.Engine.Choose(sandbox.Transport(f.transport), spec.EngineArgs); err != nil {
 		return 0, err
@@ -149,6 +160,7 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 			return 0, err
 		}
 	}
+	spec.Reached = p.Reached
 	s, err := sandbox.Prepare(ctx, spec)
 	if err != nil {
 		return 0, err
@@ -176,8 +188,21 @@ func (a *app) run(ctx context.Context, f runFlags, command []string) (status int
 
 var engines = []string{string(sandbox.Auto), string(sandbox.Docker), string(sandbox.Podman), string(sandbox.Bwrap)}
 
-// What is no engine is not repeated: it may be a secret in the wrong place.
-const engineRule = "--engine is auto, docker, podman or bwrap"
+const (
+	engineRule    = "--engine is auto, docker, podman or bwrap"
+	transportRule = "--transport is auto, unix or tls"
+)
+
+// notOneOf is the failure of a value that is none of a few. It is not repeated: it may be a secret in the wrong place.
+func notOneOf(rule, value string, values []string) *failure {
+	if near := nearest(value, values); near != "" {
+		return usage("%s; did you mean %s?", rule, near)
+	}
+	return usage("%s", rule)
+}
+
+// volumeForm is what docker's -v takes, and hardly anybody's command.
+var volumeForm = regexp.MustCompile(`^[^:]+:/[^:/][^:]*(:(ro|rw|z|Z))?$`)
 
 func isEngine(name string) bool { return slices.Contains(engines, name) }
 
@@ -247,11 +272,11 @@ func (a *app) runLog() (_ *slog.Logger, closeLog func(), err error) {
 	if a.verbose {
 		return a.log, func() {}, nil
 	}
-	dirs, err := config.Directories()
+	dirs, err := directories()
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := privatedir.Make(dirs.State); err != nil {
+	if err := makeState(dirs); err != nil {
 		return nil, nil, err
 	}
 	l, err := openLogFile(proxyLogPath(dirs))
@@ -266,14 +291,17 @@ func (a *app) spec(f runFlags, command []string) (sandbox.Spec, error) {
 	s := sandbox.Spec{
 		Image: f.image, Command: command, EngineArgs: f.engineArgs, UID: os.Geteuid(), GID: os.Getegid(), Progress: a.stderr,
 	}
+	s.Host = sandbox.Host{Environ: os.Environ(), UID: s.UID}
 	dir, err := os.Getwd()
-	if err != nil {
-		return s, failed("the current directory", err)
+	switch {
+	case err == nil:
+		s.Host.Avoid = []string{dir}
+		if !f.noWorkdir {
+			s.Workdir = dir
+		}
+	case !f.noWorkdir:
+		return s, &failure{what: "the current directory", err: bare(err), hint: "go to one that exists, or leave it out with --no-workdir"}
 	}
-	if !f.noWorkdir {
-		s.Workdir = dir
-	}
-	s.Host = sandbox.Host{Environ: os.Environ(), Avoid: []string{dir}, UID: s.UID}
 	s.Home, _ = os.UserHomeDir() // without one there is nothing to hide
 	for _, v := range f.volumes {
 		volume, err := sandbox.ParseVolume(v, dir)

@@ -110,6 +110,9 @@ func (a *app) startProxy(ctx context.Context, o proxyOptions) (*daemon.Proxy, *c
 	if _, err := findProfile(c, o.profile); err != nil {
 		return nil, nil, dirs, err
 	}
+	if err := makeState(dirs); err != nil {
+		return nil, nil, dirs, err
+	}
 	var capability []byte
 	if o.capabilityFile != "" {
 		if capability, err = readPrivate(o.capabilityFile, minCapability, maxCapability); err != nil {

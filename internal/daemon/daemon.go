@@ -56,6 +56,7 @@ type Proxy struct {
 	log     *slog.Logger
 	profile string
 	scope   atomic.Pointer[config.Profile]
+	reached atomic.Bool // somebody has connected
 
 	stop    context.CancelFunc // ends the watcher, the renewals and a question that nobody has answered
 	workers sync.WaitGroup     // the watcher, the renewals, the server and what serves the bridge
@@ -126,10 +127,13 @@ func Start(ctx context.Context, o Options) (_ *Proxy, err error) {
 		profile: p.scope.Load, vault: p.vault, ask: o.Ask, askByDefault: o.AskByDefault, notice: o.Notice, log: o.Logger, ending: running,
 	}
 	p.server = server.New(server.Config{
-		Vault:             p.vault,
-		Login:             logins.allow,
-		Scope:             func() server.Scope { return p.scope.Load() },
-		Identify:          identify,
+		Vault: p.vault,
+		Login: logins.allow,
+		Scope: func() server.Scope { return p.scope.Load() },
+		Identify: func(c net.Conn) (socket.Peer, error) {
+			p.reached.Store(true)
+			return identify(c)
+		},
 		OwnUID:            os.Geteuid(),
 		AllowUIDs:         o.AllowUIDs,
 		Capability:        o.Capability,
@@ -153,6 +157,9 @@ var _ net.Listener = (*socket.Listener)(nil)
 
 // Socket is the path that goes into LLXPRT_CREDENTIAL_SOCKET.
 func (p *Proxy) Socket() string { return p.socket.Path() }
+
+// Reached reports whether anybody has connected yet, to the socket or through the bridge.
+func (p *Proxy) Reached() bool { return p.reached.Load() }
 
 // Failed delivers the error that ended the server before Close.
 func (p *Proxy) Failed() <-chan error { return p.failed }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,6 +42,9 @@ type Engine struct {
 	Service  bool   // podman's client only talks to a service, as it always does to a machine; it takes fewer options then
 	Init     string // empty: it has no init to offer; defaultInit; or the path of one (podman)
 
+	// Passed says of engines that are tried before this one, and are installed, why they were passed over: "docker: no answer within 15 s".
+	Passed []string
+
 	// HostNames are names that lead from inside to this machine's loopback. Only podman's machine has them, and may not keep the promise.
 	HostNames []string
 
@@ -50,6 +52,19 @@ type Engine struct {
 }
 
 const defaultInit = "default"
+
+// late is the cause of a context that limited has ended.
+type late time.Duration
+
+func (l late) Error() string {
+	return fmt.Sprintf("no answer within %.0f s", time.Duration(l).Seconds())
+}
+func (late) Unwrap() error { return context.DeadlineExceeded }
+
+// limited bounds the time for questions to an engine, and names it in their error.
+func limited(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, late(limit))
+}
 
 // askLimit is for an engine's answer to one question.
 const askLimit = 15 * time.Second
@@ -72,42 +87,63 @@ type Host struct {
 }
 
 // Select returns the engine that was asked for, or with Auto the first that works. Containers are only for those who have
-// an image. The error is an ErrNoEngine and says for each engine why it did not work.
+// an image. The error is an ErrNoEngine and says for each engine why it did not work, or that of ctx.
 func (h Host) Select(ctx context.Context, want Kind, image string) (Engine, error) {
 	switch want {
 	case Docker, Podman, Bwrap:
 		e, st := h.probe(ctx, want)
-		if !st.OK {
-			return Engine{}, &Error{ErrNoEngine, string(want), st.Detail, st.Hint}
+		switch {
+		case st.OK:
+			return e, nil
+		case ctx.Err() != nil:
+			return Engine{}, ctx.Err()
 		}
-		return e, nil
+		return Engine{}, &Error{ErrNoEngine, string(want), st.Detail, st.Hint}
 	case Auto, "":
 	default:
 		return Engine{}, refused("engine "+string(want), "unknown", "there are auto, docker, podman and bwrap")
 	}
 	kinds := []Kind{Docker, Podman, Bwrap}
-	var why []string
+	var why, passed []string
 	if image == "" {
 		kinds = []Kind{Bwrap}
 		why = append(why, "docker and podman need an image")
 	}
-	hint := ""
+	hint, mend := "", false
 	for _, k := range kinds {
 		if k == Bwrap && image != "" {
 			why = append(why, "bwrap has no images")
 			continue
 		}
 		e, st := h.probe(ctx, k)
-		if st.OK {
+		switch {
+		case st.OK:
+			e.Passed = passed
 			return e, nil
+		case ctx.Err() != nil:
+			return Engine{}, ctx.Err()
 		}
 		why = append(why, string(k)+": "+st.Detail)
-		hint = st.Hint
+		if e.Path != "" && st.Detail != isPodman {
+			passed = append(passed, string(k)+": "+st.Detail)
+		}
+		if installed := e.Path != ""; hint == "" || installed && !mend { // to mend one is less than to install one
+			hint, mend = st.Hint, installed
+		}
 	}
 	if image == "" {
-		hint += ", or name an image with --image"
+		hint = imageHint(runtime.GOOS, hint)
 	}
 	return Engine{}, &Error{ErrNoEngine, "no engine works", strings.Join(why, "; "), hint}
+}
+
+// imageHint adds to a hint about bwrap what helps in any case.
+func imageHint(goos, hint string) string {
+	const image = "name an image with --image (docker, podman)"
+	if goos != "linux" {
+		return image
+	}
+	return hint + ", or " + image
 }
 
 // Probe asks every engine whether it works.
@@ -123,14 +159,14 @@ func (h Host) Probe(ctx context.Context) []Status {
 }
 
 func (h Host) probe(ctx context.Context, k Kind) (Engine, Status) {
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	ctx, cancel := limited(ctx, askLimit)
 	defer cancel()
 	e := Engine{Kind: k}
 	fail := func(detail, hint string) (Engine, Status) {
 		return e, Status{Kind: k, Version: e.Version, Detail: detail, Hint: hint}
 	}
 	if k == Bwrap && runtime.GOOS != "linux" {
-		return fail("only on Linux", "use docker or podman")
+		return fail("only on Linux", "leave --engine out: docker or podman runs it, from an image")
 	}
 	e.Path = h.look(string(k))
 	if e.Path == "" {
@@ -171,19 +207,24 @@ func installHint(goos string, k Kind) string {
 	return installHints[k]
 }
 
+// isPodman is the detail of a docker that is none.
+const isPodman = "the docker command is podman's"
+
 func (h Host) probeDocker(ctx context.Context, e *Engine) verdict {
 	// The context, not only DOCKER_HOST, decides where the client connects. Asking for it reaches out to nothing.
-	endpoint, err := h.output(ctx, e.Path, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
+	out, err := h.output(ctx, e.Path, "context", "inspect", "--format", "{{.Name}} {{.Endpoints.docker.Host}}")
+	name, endpoint, _ := strings.Cut(out, " ")
+	way := dockerWay(h.Environ, name)
 	if err != nil {
 		if version, _ := h.output(ctx, e.Path, "--version"); strings.Contains(version, "podman") {
-			return verdict{"the docker command is podman's", "use --engine podman"}
+			return verdict{isPodman, "use --engine podman"}
 		}
-		return verdict{err.Error(), "check with: docker info"}
+		return verdict{err.Error(), way.orElse("check with: docker info")}
 	}
-	if v := dockerEndpoint(endpoint); v.bad() {
+	if v := dockerEndpoint(endpoint, way); v.bad() {
 		return v
 	}
-	out, err := h.output(ctx, e.Path, "info", "--format", "{{json .}}")
+	out, err = h.output(ctx, e.Path, "info", "--format", "{{json .}}")
 	var info dockerInfo
 	if jsonErr := json.Unmarshal([]byte(out), &info); err != nil || jsonErr != nil || info.ServerVersion == "" {
 		if len(info.ServerErrors) > 0 {
@@ -191,42 +232,38 @@ func (h Host) probeDocker(ctx context.Context, e *Engine) verdict {
 		} else if err == nil {
 			err = errors.New("its server does not answer")
 		}
-		return verdict{err.Error(), startHint(runtime.GOOS, Docker, err.Error())}
+		return verdict{err.Error(), startHint(runtime.GOOS, Docker, err.Error(), way)}
 	}
 	judgeDocker(thisMachine(), endpoint, info, e)
 	return verdict{}
 }
 
 func (h Host) probePodman(ctx context.Context, e *Engine) verdict {
-	at := thisMachine()
+	at, way := thisMachine(), podmanWay(h.Environ)
 	// Without these podman works on this machine, if there is one for it. What is on another is not connected to.
-	connected := at.goos != "linux"
-	for _, name := range []string{"CONTAINER_HOST", "CONTAINER_CONNECTION"} {
-		value, _ := lookup(h.Environ, name)
-		connected = connected || value != ""
-	}
+	connected := at.goos != "linux" || way.by != ""
 	if connected {
-		if v := h.podmanConnected(ctx, e); v.bad() {
+		if v := h.podmanConnected(ctx, e, way); v.bad() {
 			return v
 		}
 	}
 	out, err := h.output(ctx, e.Path, "info", "--format", "json")
 	if err != nil {
-		return verdict{err.Error(), startHint(at.goos, Podman, err.Error())}
+		return verdict{err.Error(), startHint(at.goos, Podman, err.Error(), way)}
 	}
 	var info podmanInfo
 	if err := json.Unmarshal([]byte(out), &info); err != nil {
 		return verdict{"podman info: " + err.Error(), "check with: podman info"}
 	}
 	if info.Host.ServiceIsRemote && !connected { // remote = true in containers.conf
-		if v := h.podmanConnected(ctx, e); v.bad() {
+		if v := h.podmanConnected(ctx, e, way); v.bad() {
 			return v
 		}
 	}
 	return judgePodman(at, info, e)
 }
 
-func (h Host) podmanConnected(ctx context.Context, e *Engine) verdict {
+func (h Host) podmanConnected(ctx context.Context, e *Engine, way way) verdict {
 	out, err := h.output(ctx, e.Path, "system", "connection", "list", "--format", "json")
 	var list []podmanConnection
 	if err == nil {
@@ -237,18 +274,22 @@ func (h Host) podmanConnected(ctx context.Context, e *Engine) verdict {
 	}
 	to, err := podmanDestination(h.Environ, list)
 	if err != nil {
-		return verdict{err.Error(), startHint(runtime.GOOS, Podman, "")}
+		return verdict{err.Error(), startHint(runtime.GOOS, Podman, "", way)}
 	}
-	return judgeDestination(to)
+	return judgeDestination(to, way)
 }
 
-// startHint says how an engine that does not answer is brought to life.
-func startHint(goos string, k Kind, why string) string {
+// startHint says how an engine that does not answer is brought to life. Where a person has led its client somewhere, that comes first.
+func startHint(goos string, k Kind, why string, way way) string {
 	switch {
+	case way.by != "" && (goos == "linux" || way.variable):
+		return way.back + ", or start the server that " + way.by + " names"
 	case k == Docker && goos == "darwin":
 		return "start Docker Desktop (or OrbStack, Colima, Rancher Desktop), or choose another server: docker context ls"
 	case k == Docker && strings.Contains(why, "permission denied"):
 		return "join the docker group, or use podman"
+	case k == Docker && strings.Contains(why, "no answer"):
+		return "its server hangs: systemctl restart docker"
 	case k == Docker:
 		return "start the server: systemctl start docker"
 	case goos != "linux":
@@ -345,7 +386,7 @@ func (h Host) output(ctx context.Context, program string, args ...string) (strin
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
 	if ctx.Err() != nil {
-		err = fmt.Errorf("no answer: %w", ctx.Err())
+		err = context.Cause(ctx)
 	} else if line := firstLine(stderr.String()); err != nil && line != "" {
 		err = errors.New(line)
 	}
@@ -370,39 +411,4 @@ func firstLine(s string) string {
 		}
 	}
 	return first
-}
-
-// imagePath returns the PATH that an image sets, or nothing. An image that is not there is downloaded.
-func (h Host) imagePath(ctx context.Context, e Engine, image string, progress io.Writer) (string, error) {
-	ask := func() (string, error) {
-		ctx, cancel := context.WithTimeout(ctx, askLimit)
-		defer cancel()
-		return h.output(ctx, e.Path, "image", "inspect", "--format", "{{json .Config.Env}}", image)
-	}
-	out, err := ask()
-	if errors.Is(err, context.DeadlineExceeded) {
-		return "", &Error{ErrImage, "image " + image, err.Error(), "check with: " + string(e.Kind) + " image inspect " + image}
-	}
-	if err != nil {
-		var stderr bytes.Buffer
-		if progress == nil {
-			progress = io.Discard
-		}
-		cmd := exec.CommandContext(ctx, e.Path, "pull", image)
-		cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = h.engineEnv(), "/", progress, io.MultiWriter(progress, &stderr)
-		cmd.WaitDelay = time.Second
-		if err := cmd.Run(); err != nil {
-			lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
-			return "", &Error{ErrImage, "image " + image, firstLine(lines[len(lines)-1]), "check its name with: " + string(e.Kind) + " pull " + image}
-		}
-		if out, err = ask(); err != nil {
-			return "", &Error{ErrImage, "image " + image, err.Error(), ""}
-		}
-	}
-	var env []string
-	if err := json.Unmarshal([]byte(out), &env); err != nil {
-		return "", fmt.Errorf("image %s: %s image inspect: %w", image, e.Kind, err)
-	}
-	path, _ := lookup(env, "PATH")
-	return path, nil
 }

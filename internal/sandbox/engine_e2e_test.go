@@ -54,6 +54,31 @@ func TestElsewhere(t *testing.T) {
 	}
 }
 
+// Whose better engine does not work hears which it is that they get, and why.
+func TestPassedOver(t *testing.T) {
+	h := Host{Environ: append(os.Environ(), "DOCKER_HOST=unix:///nowhere/docker.sock")}
+	e, err := h.Select(t.Context(), Auto, "x")
+	if err != nil || e.Kind != Podman || len(e.Passed) != 1 || !strings.HasPrefix(e.Passed[0], "docker: Cannot connect") && !strings.HasPrefix(e.Passed[0], "docker: failed to connect") {
+		t.Errorf("%+v, %v", e, err)
+	}
+	_, err = h.Select(t.Context(), Docker, "x")
+	if e, ok := errors.AsType[*Error](err); !ok || e.Hint() != "unset DOCKER_HOST, or start the server that DOCKER_HOST names" {
+		t.Errorf("docker: %v", err)
+	}
+	// What is not installed is not missed.
+	dir := t.TempDir()
+	podman, err := exec.LookPath("podman")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(podman, filepath.Join(dir, "podman")); err != nil {
+		t.Fatal(err)
+	}
+	if e, err = (Host{Environ: append(os.Environ(), "PATH="+dir)}).Select(t.Context(), Auto, "x"); err != nil || e.Kind != Podman || e.Passed != nil {
+		t.Errorf("without docker: %+v, %v", e, err)
+	}
+}
+
 // A service of podman's on a socket of this machine is as good as podman itself.
 func TestServiceHere(t *testing.T) {
 	dir := t.TempDir()

@@ -34,9 +34,50 @@ type dockerInfo struct {
 	InitCommit                                                        struct{ ID string }
 }
 
+// way is what has led an engine's client to where it connects, if a person has chosen that.
+type way struct {
+	by       string // empty: nobody has
+	back     string // what undoes it
+	variable bool   // it is one of the environment's
+}
+
+// orElse is what undoes the choice, or another hint where there was none.
+func (w way) orElse(hint string) string {
+	if w.by == "" {
+		return hint
+	}
+	return w.back
+}
+
+func variable(name string) way { return way{name, "unset " + name, true} }
+
+// dockerWay looks at what docker's client looks at, in its order. The context is the one that it has named.
+func dockerWay(environ []string, context string) way {
+	chosen, _ := lookup(environ, "DOCKER_CONTEXT")
+	switch host, _ := lookup(environ, "DOCKER_HOST"); {
+	case host != "":
+		return variable("DOCKER_HOST")
+	case context == "default", context == "" && chosen == "":
+		return way{}
+	case chosen != "":
+		return variable("DOCKER_CONTEXT")
+	}
+	return way{by: "the docker context " + context, back: "docker context use default"}
+}
+
+// podmanWay is the same for podman. Its connections are chosen otherwise, see podmanDestination.
+func podmanWay(environ []string) way {
+	for _, name := range []string{"CONTAINER_CONNECTION", "CONTAINER_HOST"} {
+		if value, _ := lookup(environ, name); value != "" {
+			return variable(name)
+		}
+	}
+	return way{}
+}
+
 // dockerEndpoint judges the address of docker's server before anybody connects to it.
-func dockerEndpoint(endpoint string) verdict {
-	const hint = "unset DOCKER_HOST, or choose a local server: docker context ls, then docker context use NAME"
+func dockerEndpoint(endpoint string, way way) verdict {
+	hint := way.orElse("choose a server of this machine: docker context ls, then docker context use NAME")
 	scheme, _, found := strings.Cut(endpoint, "://")
 	switch {
 	case endpoint == "" || scheme == "unix" && found:
@@ -130,17 +171,16 @@ func podmanDestination(environ []string, list []podmanConnection) (podmanConnect
 
 // judgeDestination refuses a service on another machine before anybody connects to it. A machine of podman's is a virtual one
 // here, which podman reaches by ssh over loopback.
-func judgeDestination(c podmanConnection) verdict {
+func judgeDestination(c podmanConnection, way way) verdict {
+	hint := way.orElse("choose one of this machine: podman system connection list, then podman system connection default NAME")
 	scheme, _, _ := strings.Cut(c.URI, "://")
 	switch {
 	case scheme == "unix", c.IsMachine && isLoopback(c.URI), scheme == "ssh" && isLoopback(c.URI):
 		return verdict{}
 	case isLoopback(c.URI):
-		return verdict{"it is reached over the network (" + shown(c.URI) + "), so what is mounted, and as whom, may be another machine's",
-			"unset CONTAINER_HOST and CONTAINER_CONNECTION, or: podman system connection default NAME"}
+		return verdict{"it is reached over the network (" + shown(c.URI) + "), so what is mounted, and as whom, may be another machine's", hint}
 	}
-	return verdict{"it is on another machine (" + shown(c.URI) + "), where what is to be mounted is not",
-		"unset CONTAINER_HOST and CONTAINER_CONNECTION, or choose a local one: podman system connection list, then podman system connection default NAME"}
+	return verdict{"it is on another machine (" + shown(c.URI) + "), where what is to be mounted is not", hint}
 }
 
 // podmanVM are the names inside a podman machine, as podman-run(1) has them.

@@ -92,7 +92,7 @@ func TestDockerEndpoint(t *testing.T) {
 		"unix":                               "it is on another machine",
 		"tcp://user:secret@127.0.0.1:2375/x": "it is reached over the network (tcp://user:xxxxx@127.0.0.1:2375/x)",
 	} {
-		got := dockerEndpoint(endpoint)
+		got := dockerEndpoint(endpoint, way{})
 		if got.bad() != (want != "") || !strings.HasPrefix(got.detail, want) || got.bad() == (got.hint == "") {
 			t.Errorf("%q: %+v, want %q", endpoint, got, want)
 		}
@@ -147,7 +147,7 @@ func TestPodmanDestination(t *testing.T) {
 			}
 			continue
 		}
-		v := judgeDestination(to)
+		v := judgeDestination(to, podmanWay(c.environ))
 		if to.URI != c.uri || v.bad() != (c.bad != "") || !strings.HasPrefix(v.detail, c.bad) || strings.Contains(v.detail, "hunter2") || v.bad() == (v.hint == "") {
 			t.Errorf("%s: %q, %+v", name, to.URI, v)
 		}
@@ -215,11 +215,62 @@ func TestAbout(t *testing.T) {
 func TestHintsToInstallAndStart(t *testing.T) {
 	for _, goos := range []string{"linux", "darwin"} {
 		for _, k := range []Kind{Docker, Podman} {
-			for _, hint := range []string{installHint(goos, k), startHint(goos, k, "connection refused"), startHint(goos, k, "permission denied")} {
+			for _, hint := range []string{installHint(goos, k), startHint(goos, k, "connection refused", way{}), startHint(goos, k, "permission denied", way{})} {
 				if hint == "" || goos == "darwin" && (strings.Contains(hint, "apt-get") || strings.Contains(hint, "systemctl")) || goos == "linux" && strings.Contains(hint, "brew") {
 					t.Errorf("%s on %s: %q", k, goos, hint)
 				}
 			}
 		}
+	}
+}
+
+// What a person has set is what the hint undoes.
+func TestWay(t *testing.T) {
+	for _, c := range []struct {
+		environ []string
+		context string
+		back    string
+	}{
+		{nil, "default", ""},
+		{nil, "", ""},
+		{[]string{"DOCKER_HOST="}, "default", ""},
+		{[]string{"DOCKER_HOST=tcp://192.0.2.1:1", "DOCKER_CONTEXT=far"}, "default", "unset DOCKER_HOST"},
+		{[]string{"DOCKER_CONTEXT=far"}, "far", "unset DOCKER_CONTEXT"},
+		{[]string{"DOCKER_CONTEXT=nobody-knows"}, "", "unset DOCKER_CONTEXT"},
+		{[]string{"DOCKER_CONTEXT=default"}, "default", ""},
+		{nil, "far", "docker context use default"},
+	} {
+		w := dockerWay(c.environ, c.context)
+		if w.back != c.back || (w.by == "") != (c.back == "") {
+			t.Errorf("docker %q, context %q: %+v, want %q", c.environ, c.context, w, c.back)
+		}
+		if got := dockerEndpoint("tcp://192.0.2.1:1", w).hint; c.back != "" && got != c.back || got == "" {
+			t.Errorf("docker %q, context %q, far away: %q", c.environ, c.context, got)
+		}
+		got := startHint("linux", Docker, "connection refused", w)
+		if strings.Contains(got, "systemctl") != (c.back == "") || !strings.HasPrefix(got, c.back) {
+			t.Errorf("docker %q, context %q, not there: %q", c.environ, c.context, got)
+		}
+	}
+	for want, environ := range map[string][]string{
+		"": {"CONTAINER_HOST="}, "unset CONTAINER_HOST": {"CONTAINER_HOST=unix:///x"},
+		"unset CONTAINER_CONNECTION": {"CONTAINER_HOST=unix:///x", "CONTAINER_CONNECTION=build"},
+	} {
+		if got := podmanWay(environ); got.back != want {
+			t.Errorf("podman %q: %+v, want %q", environ, got, want)
+		}
+	}
+	// On macOS the default context is seldom the one that works.
+	if got := startHint("darwin", Docker, "x", dockerWay(nil, "desktop-linux")); !strings.HasPrefix(got, "start Docker Desktop") {
+		t.Errorf("a context on macOS: %q", got)
+	}
+}
+
+func TestImageHint(t *testing.T) {
+	if got := imageHint("linux", "install it"); got != "install it, or name an image with --image (docker, podman)" {
+		t.Error(got)
+	}
+	if got := imageHint("darwin", "use docker or podman"); got != "name an image with --image (docker, podman)" {
+		t.Error(got)
 	}
 }

@@ -21,25 +21,27 @@ type Volume struct {
 	ReadOnly bool
 }
 
+// volumeName is a name that docker and podman both take; of docker's, podman takes shorter ones, too.
+var volumeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+
 // ParseVolume reads the value of --volume: SOURCE:TARGET or SOURCE:TARGET:ro. A source with a slash in it, or that begins
-// with a dot, is a path, taken from dir when it is relative; any other is the name of a volume that the engine manages.
+// with a dot, is a path, taken from dir when it is relative; any other is the name of a volume that the engine manages, unless
+// something of that name is in dir: who wants that would get an empty volume. An empty dir stands for none.
 func ParseVolume(value, dir string) (Volume, error) {
 	what := "volume " + strconv.Quote(value)
 	parts := strings.Split(value, ":")
-	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" {
+	switch {
+	case len(parts) > 3:
 		return Volume{}, refused(what, "not of the form SOURCE:TARGET[:ro]", "a path with a colon in it cannot be mounted")
+	case len(parts) < 2 || parts[0] == "" || parts[1] == "":
+		return Volume{}, refused(what, "not of the form SOURCE:TARGET[:ro]", "say where it is here and where inside, for example --volume ./models:/models:ro")
 	}
 	v := Volume{Source: parts[0], Target: filepath.Clean(parts[1])}
-	if strings.Contains(v.Source, "/") || strings.HasPrefix(v.Source, ".") {
-		if !filepath.IsAbs(v.Source) {
-			v.Source = filepath.Join(dir, v.Source)
-		}
-		v.Source = filepath.Clean(v.Source)
-	} else if strings.ContainsAny(v.Source, ", \t\n\"") {
-		return Volume{}, refused(what, "not the name of a volume", "write ./ before a relative path")
+	if err := v.place(what, dir); err != nil {
+		return Volume{}, err
 	}
 	if !filepath.IsAbs(parts[1]) || strings.ContainsRune(value, 0) {
-		return Volume{}, refused(what, "the target is not an absolute path", "")
+		return Volume{}, refused(what, "the place inside is not an absolute path", "for example --volume ./models:/models:ro")
 	}
 	if len(parts) == 3 {
 		for o := range strings.SplitSeq(parts[2], ",") {
@@ -55,6 +57,29 @@ func ParseVolume(value, dir string) (Volume, error) {
 	return v, nil
 }
 
+// place makes the source a clean absolute path, or leaves a name that can be a volume's.
+func (v *Volume) place(what, dir string) error {
+	isName := !strings.Contains(v.Source, "/") && !strings.HasPrefix(v.Source, ".")
+	switch {
+	case strings.HasPrefix(v.Source, "~"):
+		return refused(what, "~ stands for a home directory only where a shell replaces it", "write $HOME in its place")
+	case filepath.IsAbs(v.Source):
+		v.Source = filepath.Clean(v.Source)
+	case !isName && dir == "":
+		return refused(what, "a relative path, and the current directory is gone", "write the whole path, from / on")
+	case !isName:
+		v.Source = filepath.Join(dir, v.Source)
+	case !volumeName.MatchString(v.Source):
+		return refused(what, "neither a path nor the name of a volume", "write ./ before a relative path; names have at least two characters, letters, digits and _.-, the first a letter or a digit")
+	case dir != "":
+		if _, err := os.Lstat(filepath.Join(dir, v.Source)); err == nil {
+			return refused(what, "without ./ it is the name of a volume, and something of that name is in the current directory",
+				"write ./"+v.Source+":"+v.Target+", or give the volume another name")
+		}
+	}
+	return nil
+}
+
 // guard decides what may be mounted. It compares files by identity, not by name: a bind mount or a case-insensitive file
 // system gives one directory two names.
 type guard struct {
@@ -63,10 +88,24 @@ type guard struct {
 	files    []string // at most readable, never replaceable
 	never    []string // never mounted, nor anything that holds them
 	inner    []string // where something of ours is mounted inside
+	workdir  string   // resolved; who is refused that has not asked for it by name
 	warnings []string
 }
 
-const elsewhere = "run from, or mount, a directory of its own; --no-workdir leaves the current one out"
+// instead is a hint for a mount of source that is refused: what to do if it is the work directory, and else.
+func (g *guard) instead(source, other string) string {
+	if source == g.workdir && source != "" {
+		return "run from a directory of its own, or with --no-workdir, which leaves the current one out"
+	}
+	return other
+}
+
+const (
+	mountBelow  = "mount a directory of its own below it"
+	mountOther  = "mount a directory that holds nothing of it"
+	mountNone   = "leave it out: no sandbox gets it"
+	mountInside = "choose another place inside, such as /work"
+)
 
 // mounts resolves the volumes, refuses those that would show or hand over what the guard protects, and adds the mounts that
 // cover it. The result is sorted so that a directory is mounted before what lies below it.
@@ -84,7 +123,7 @@ func (g *guard) mounts(volumes []Volume) ([]mount, error) {
 		}
 		var err error
 		if m.source, err = filepath.EvalSymlinks(v.Source); err != nil {
-			return nil, refused("mount "+v.Source, reason(err), "")
+			return nil, refused("mount "+v.Source, reason(err), "make it first, or name another")
 		}
 		if strings.ContainsAny(m.source+m.target, "\r\n") {
 			return nil, refused("mount "+strconv.Quote(m.source), "its name has more than one line", "")
@@ -109,7 +148,7 @@ func (g *guard) mounts(volumes []Volume) ([]mount, error) {
 // file for the mount in the user's directory, or hide ours.
 func (g *guard) target(v Volume) error {
 	if v.Target == "/" {
-		return refused("mount "+v.Source, "it cannot take the place of /", elsewhere)
+		return refused("mount "+v.Source, "it cannot take the place of /", g.instead(v.Source, mountInside))
 	}
 	for i, ours := range g.inner {
 		same := filepath.Clean(v.Source) == filepath.Clean(v.Target) // then the socket's directory is covered by a mount of its own
@@ -140,10 +179,13 @@ func (g *guard) source(m mount) ([]mount, error) {
 		return nil, fmt.Errorf("mount: %w", err)
 	}
 	if m.source == "/" {
-		return nil, refused(what, "it is the whole host", elsewhere)
+		return nil, refused(what, "it is the whole host", g.instead(m.source, mountBelow))
+	}
+	if g.home != "" && sameDir(root, g.home) {
+		return nil, refused(what, "it is your home directory", g.instead(m.source, mountBelow))
 	}
 	if !m.readOnly && slices.Contains(hostDirs, m.source) {
-		return nil, refused(what, "it is a directory of the system, which the sandbox could change", elsewhere)
+		return nil, refused(what, "it is a directory of the system, which the sandbox could change", g.instead(m.source, mountBelow+", or it with :ro"))
 	}
 	type protected struct {
 		path string
@@ -173,11 +215,8 @@ func (g *guard) source(m mount) ([]mount, error) {
 	covered := map[string]bool{} // resolved paths on the host
 	for _, p := range all {
 		if info, err := os.Stat(p.path); err == nil {
-			if p.kind == 'h' && os.SameFile(info, root) {
-				return nil, refused(what, "it is your home directory", elsewhere)
-			}
 			if p.kind != 'h' && contains(info, m.source) {
-				return nil, refused(what, "it belongs to credproxy ("+p.path+")", elsewhere)
+				return nil, refused(what, "it belongs to credproxy ("+p.path+")", g.instead(m.source, mountNone))
 			}
 		}
 		last := p.walk[len(p.walk)-1]
@@ -214,7 +253,7 @@ func (g *guard) source(m mount) ([]mount, error) {
 	for _, p := range all {
 		for _, e := range p.walk {
 			if contains(root, e.dir) && !isCovered(filepath.Join(e.dir, e.name)) {
-				return nil, refused(what, p.path+" lies deeper in it, where the sandbox could replace it", elsewhere)
+				return nil, refused(what, p.path+" lies deeper in it, where the sandbox could replace it", g.instead(m.source, mountOther))
 			}
 		}
 	}
@@ -225,7 +264,11 @@ func (g *guard) source(m mount) ([]mount, error) {
 		}
 		resolved, err := filepath.EvalSymlinks(p)
 		if contains(info, m.source) || err != nil || contains(root, p) && !isCovered(resolved) {
-			return nil, refused(what, p+" would be reachable, and through it the host", elsewhere)
+			other := mountOther
+			if p == m.source || resolved == m.source {
+				other = mountNone
+			}
+			return nil, refused(what, p+" would be reachable, and through it the host", g.instead(m.source, other))
 		}
 	}
 	return covers, nil

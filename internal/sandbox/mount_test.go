@@ -29,9 +29,58 @@ func TestParseVolume(t *testing.T) {
 			t.Errorf("%q: %v, %v, want %v", value, got, err, want)
 		}
 	}
-	for _, bad := range []string{"", "/a", ":/b", "/a:b", "/a:", "/a:/b:exec", "/a:/b:ro:x", "a,b:/x", "a b:/x", "/a:/b\x00"} {
+	for _, bad := range []string{"", "/a", ":/b", "/a:b", "/a:", "/a:/b:exec", "/a:/b:ro:x", "a,b:/x", "a b:/x", "/a:/b\x00", "d:/x", "_d:/x", "~:/x", "~/a:/x", "~me:/x", "/a:"} {
 		if _, err := ParseVolume(bad, "/dir"); !errors.Is(err, ErrRefused) {
 			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// A name without ./ is the engine's, which would make an empty volume where a directory is meant.
+func TestParseVolumeOfALocalName(t *testing.T) {
+	dir := tree(t, "data/", "file")
+	for value, hint := range map[string]string{
+		"data:/s": "write ./data:/s", "file:/s:ro": "write ./file:/s", "foo": "--volume ./models:/models:ro", "/a:/b:ro:x": "a path with a colon in it cannot be mounted",
+		"d:/s": "names have at least two characters", "~/data:/s": "write $HOME in its place", "./data:s": "--volume ./models",
+	} {
+		_, err := ParseVolume(value, dir)
+		if e, ok := errors.AsType[*Error](err); !ok || !strings.Contains(e.Hint(), hint) {
+			t.Errorf("%s: %v", value, err)
+		}
+	}
+	for value, want := range map[string]Volume{"./data:/s": {filepath.Join(dir, "data"), "/s", false}, "cache:/s": {"cache", "/s", false}} {
+		if got, err := ParseVolume(value, dir); err != nil || got != want {
+			t.Errorf("%s: %v, %v", value, got, err)
+		}
+	}
+	// In a directory that has been removed.
+	if _, err := ParseVolume("./data:/s", ""); !errors.Is(err, ErrRefused) {
+		t.Errorf("a relative path from nowhere: %v", err)
+	}
+	if got, err := ParseVolume("data:/s", ""); err != nil || got.Source != "data" {
+		t.Errorf("a volume: %v, %v", got, err)
+	}
+}
+
+// What to do depends on whether somebody has asked for the mount, or only stands there.
+func TestGuardHints(t *testing.T) {
+	root := tree(t, "home/", "own/", "never/s", "p/never/")
+	at := func(n string) string { return filepath.Join(root, n) }
+	const fromElsewhere = "run from a directory of its own, or with --no-workdir"
+	for _, c := range []struct{ source, target, hint string }{
+		{at("home"), "/x", mountBelow}, {at("own"), "/x", mountNone}, {at("never"), "/x", mountNone}, {at("p"), "/x", mountOther},
+		{at("p"), "/", mountInside}, {"/", "/x", mountBelow}, {at("nothing"), "/x", "make it first"},
+	} {
+		for _, workdir := range []string{"", c.source} {
+			g := guard{home: at("home"), dirs: []string{at("own")}, never: []string{at("never"), at("p/never")}, workdir: workdir}
+			_, err := g.mounts([]Volume{{Source: c.source, Target: c.target}})
+			want := c.hint
+			if workdir != "" && c.source != at("nothing") {
+				want = fromElsewhere
+			}
+			if e, ok := errors.AsType[*Error](err); !ok || !strings.HasPrefix(e.Hint(), want) {
+				t.Errorf("%s at %s, in %q: %v, want %q", c.source, c.target, workdir, err, want)
+			}
 		}
 	}
 }

@@ -163,7 +163,7 @@ func (h Host) sweepOne(ctx context.Context, path string) (string, error) {
 
 // remove removes a container with all that runs in it and reports whether there was one.
 func (h Host) remove(ctx context.Context, e Engine, container string) (existed bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := limited(ctx, 30*time.Second)
 	defer cancel()
 	list := []string{"ps", "--all", "--quiet", "--filter", "name=^" + container + "$"}
 	if e.Kind == Docker {

@@ -50,6 +50,8 @@ var (
 	ErrImage = errors.New("image")
 	// ErrTransport: the sandbox runs, and could not be connected to the proxy.
 	ErrTransport = errors.New("transport")
+	// ErrStart: the container failed before it got to the command; what the engine has printed says why.
+	ErrStart = errors.New("start")
 )
 
 // Error is a failure that a person can do something about. Its text is "what: why"; the hint is a sentence of its own.
@@ -89,6 +91,7 @@ type Spec struct {
 
 	Transport Transport        // empty: TransportAuto
 	Bridge    *bridge.Listener `json:"-"` // with TransportTLS: what the sandbox is connected to, for this run alone
+	Reached   func() bool      `json:"-"` // whether the proxy has heard of the sandbox: our program inside asks it before all else; nil: unknown
 
 	Home string // the user's home directory, which no sandbox sees
 
@@ -114,6 +117,8 @@ type Sandbox struct {
 	grace  time.Duration
 	runDir string
 	bridge *bridge.Listener // nil: the socket is mounted
+
+	reached func() bool // nil: nobody knows
 
 	pausing pausing
 }
@@ -164,7 +169,7 @@ type mount struct {
 // Prepare resolves every path, refuses what would open the sandbox, and makes the missing directories that have to be
 // covered inside. It may download the image. It starts nothing that lives on.
 func Prepare(ctx context.Context, spec Spec) (*Sandbox, error) {
-	s := &Sandbox{engine: spec.Engine, host: spec.Host, grace: spec.Grace, runDir: spec.RunDir, bridge: spec.Bridge}
+	s := &Sandbox{engine: spec.Engine, host: spec.Host, grace: spec.Grace, runDir: spec.RunDir, bridge: spec.Bridge, reached: spec.Reached}
 	if s.grace <= 0 {
 		s.grace = 5 * time.Second
 	}
@@ -244,6 +249,7 @@ func (s *Sandbox) paths(p *plan, spec Spec) error {
 		if p.workdir, err = filepath.EvalSymlinks(spec.Workdir); err != nil {
 			return fmt.Errorf("work directory: %w", err)
 		}
+		g.workdir = p.workdir
 		volumes = append(volumes, Volume{Source: p.workdir, Target: p.workdir})
 	}
 	p.mounts, err = g.mounts(volumes)

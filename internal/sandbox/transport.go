@@ -28,7 +28,7 @@ func (e Engine) Choose(want Transport, engineArgs []string) (Transport, error) {
 	}
 	if e.Kind == Bwrap {
 		if want == TransportTLS {
-			return "", refused("transport tls", "bwrap's sandbox shares this machine's file system, and with it the socket", "leave --transport out")
+			return "", refused("transport tls", "bwrap's sandbox shares this machine's file system, and with it the socket", "leave --transport out, or choose docker or podman, which need an image (--image)")
 		}
 		return TransportUnix, nil
 	}
