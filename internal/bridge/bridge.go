@@ -1,7 +1,8 @@
 // Package bridge carries one Unix socket of a sandbox over one TLS session, where the host's own socket cannot be mounted.
 //
 // The host calls [Listen], hands the sandbox's first process what [Listener.Handover] returns, and gives the [Listener] to the
-// server, as it does with a Unix socket. Inside, the first process reads that with [ReadHandover], calls [Attach] with a
+// server, as it does with a Unix socket. Where the sandbox speaks through a pipe, [Listener.Dial] returns what to join that to.
+// Inside, the first process reads the handover with [ReadHandover], calls [Attach] with a
 // connection that leads to the listener, and [Session.Serve] with the socket that it has opened. Every connection that a program
 // makes to that socket comes out of [Listener.Accept] as a [Conn], and ends, by halves or altogether, as a Unix socket's would.
 //
@@ -82,6 +83,7 @@ var (
 	ErrUnfinished    = errors.New("the connection had not proved itself when its time was up or it ended")
 	ErrCrowded       = errors.New("the connection had not proved itself when too many others waited")
 	ErrNotOurs       = errors.New("the connection does not speak this protocol")
+	ErrLate          = errors.New("the connection came with too many others after the sandbox had attached")
 )
 
 // prove returns what shows to the other end of this TLS session, and of no other, that this end knows the secret.
@@ -117,14 +119,20 @@ func authenticate(key, message []byte) []byte {
 
 // times are the limits of a Listener that are times.
 type times struct {
-	proof time.Duration // from accept to the last byte of the proof
-	first time.Duration // from Accept to the last of a stream's first bytes
+	proof   time.Duration // from accept to the last byte of the proof
+	carried time.Duration // the same, from Dial: an engine is on the way, on a machine that may be busy
+	silent  time.Duration // from accept until a connection may be evicted for a newer one
+	begun   time.Duration // the same, when it has begun as ours do
+	first   time.Duration // from Accept to the last of a stream's first bytes
 	// From when this side has closed a stream until it is forgotten although the other side has not closed it. A sandbox may be
 	// paused for so long and still find the end of an answer.
 	linger time.Duration
 }
 
-var usualTimes = times{proof: 5 * time.Second, first: 5 * time.Second, linger: 5 * time.Minute}
+var usualTimes = times{
+	proof: 5 * time.Second, carried: 30 * time.Second, silent: 100 * time.Millisecond, begun: time.Second,
+	first: 5 * time.Second, linger: 5 * time.Minute,
+}
 
 // never is longer than any session. yamux's own time limit on writes must not be what decides: a line takes every frame at once,
 // and a process that was stopped and goes on finds all its timers run out at once.

@@ -31,6 +31,13 @@ const (
 	spareLimit = 64 << 10 // a buffer that has grown beyond is not kept
 )
 
+// What the host reads and has no use for costs the inside next to nothing, and would cost the host a core. It reads so much in this time.
+const (
+	mostWaste  = 2 << 20
+	wasteTime  = 50 * time.Millisecond
+	emptyFrame = 4 << 10 // what a frame that carries nothing counts for
+)
+
 // secured is a *tls.Conn.
 type secured interface {
 	net.Conn
@@ -50,9 +57,12 @@ type line struct {
 	streams *streams      // told which streams begin and end
 	done    chan struct{} // closed when the sending goroutine has ended
 
-	in  [frameHead]byte // the frame header that is arriving
-	inN int             // bytes of it
-	ins uint32          // bytes of the payload that are still to come
+	in        [frameHead]byte // the frame header that is arriving
+	inN       int             // bytes of it
+	ins       uint32          // bytes of the payload that are still to come
+	insWasted bool            // nobody will read them
+	waste     int             // bytes, since wasteFrom
+	wasteFrom time.Time
 
 	mu      sync.Mutex
 	changed sync.Cond // out has grown, has been sent, or err is set
@@ -156,7 +166,21 @@ func (l *line) Read(p []byte) (int, error) {
 	if bad := l.inspect(p[:n]); bad != nil {
 		return 0, bad
 	}
+	if l.waste >= mostWaste && l.streams.accepts {
+		l.rest()
+	}
 	return n, err
+}
+
+// rest waits as long as it takes to have read no faster than is allowed.
+func (l *line) rest() {
+	timer := time.NewTimer(time.Duration(l.waste)*wasteTime/mostWaste - time.Since(l.wasteFrom))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-l.done:
+	}
+	l.waste, l.wasteFrom = 0, time.Now()
 }
 
 // inspect looks at the frame headers in b.
@@ -165,6 +189,9 @@ func (l *line) inspect(b []byte) error {
 		if l.ins > 0 {
 			skip := min(uint64(l.ins), uint64(len(b)))
 			l.ins -= uint32(skip)
+			if l.insWasted {
+				l.waste += int(skip)
+			}
 			b = b[skip:]
 			continue
 		}
@@ -184,7 +211,12 @@ func (l *line) inspect(b []byte) error {
 		if flags&flagSYN != 0 && !l.streams.opened(id) {
 			return errFlood
 		}
-		if flags&(flagFIN|flagRST) != 0 {
+		// Who reads fast what a stream brings sends an update of its window for every 128 KiB.
+		live, ends := l.streams.live(id), flags&(flagFIN|flagRST) != 0
+		if l.insWasted = !live; !live || l.ins == 0 && !ends && flags&flagSYN == 0 {
+			l.waste += emptyFrame
+		}
+		if ends {
 			l.streams.ended(id)
 		}
 	}

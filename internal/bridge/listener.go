@@ -3,21 +3,17 @@ package bridge
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/big"
 	"net"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -34,17 +30,15 @@ type Options struct {
 }
 
 const (
-	maxUnfinished = 16                     // connections that have not proved themselves
-	graceTime     = 100 * time.Millisecond // that each has before it can be evicted for a newer one
-	drainTime     = time.Second            // for what has been written when the session is closed
-	maxClosing    = 128                    // streams that the host has closed and the inside has not
-	closingPause  = 50 * time.Millisecond  // between two looks at whether they have become fewer
+	drainTime    = time.Second           // for what has been written when the session is closed
+	maxClosing   = 128                   // streams that the host has closed and the inside has not
+	closingPause = 50 * time.Millisecond // between two looks at whether they have become fewer
 )
 
 // Listener is the host's end: a TCP listener on loopback that lets in one session, and a net.Listener for the connections which
 // that session carries.
 //
-// Its goroutines are the one that accepts TCP connections, one for each of those until it is let in or refused, and the
+// Its goroutines are the one that accepts TCP connections, one for each of those and of Dial's until it is let in or refused, and the
 // session's. Close ends them and waits. mu guards what stands below it.
 type Listener struct {
 	times   times
@@ -61,22 +55,16 @@ type Listener struct {
 	lost     chan struct{}
 	streams  streams
 	left     chan struct{} // capacity 1: waiting has become shorter
+	late     bucket        // of handshakes after the session was let in; the accepting goroutine's
 
 	mu        sync.Mutex
 	secret    [secretLen]byte
 	container string
-	waiting   []*candidate // by age
+	waiting   []*candidate
 	used      bool
 	session   *yamux.Session
 	line      *line
 	closed    bool
-}
-
-// candidate is a TCP connection that has not proved itself yet.
-type candidate struct {
-	conn     net.Conn
-	accepted time.Time
-	evicted  bool // guarded by the listener's mu
 }
 
 // Listen opens a listener on a free port of 127.0.0.1, with a key and a secret that are made for it.
@@ -226,156 +214,6 @@ func (l *Listener) Close() error {
 	}
 	l.running.Wait()
 	return err
-}
-
-// acceptTCP accepts connections until Close.
-func (l *Listener) acceptTCP() {
-	var pause time.Duration
-	for {
-		conn, err := l.tcp.Accept()
-		switch {
-		case err == nil:
-			pause = 0
-			l.enter(conn)
-			continue
-		case l.ctx.Err() != nil || errors.Is(err, net.ErrClosed):
-			return
-		}
-		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		l.log.Warn("cannot accept a connection of a sandbox; trying again", "error", err, "after", pause)
-		select {
-		case <-l.ctx.Done():
-		case <-time.After(pause):
-		}
-	}
-}
-
-// enter starts the goroutine of an accepted connection. When too many wait, the oldest goes, but not within its grace time:
-// a flood of newer ones waits in the system's queue, and the sandbox gets its turn.
-func (l *Listener) enter(conn net.Conn) {
-	c := &candidate{conn: conn, accepted: time.Now()}
-	for {
-		l.mu.Lock()
-		switch {
-		case l.closed:
-			l.mu.Unlock()
-			_ = conn.Close()
-			return
-		case len(l.waiting) < maxUnfinished:
-			l.waiting = append(l.waiting, c)
-			l.mu.Unlock()
-			l.running.Go(func() { l.examine(c) })
-			return
-		}
-		oldest := l.waiting[0]
-		grace := graceTime - time.Since(oldest.accepted)
-		if grace <= 0 {
-			oldest.evicted = true
-			l.waiting = l.waiting[1:]
-			_ = oldest.conn.Close()
-		}
-		l.mu.Unlock()
-		if grace > 0 {
-			timer := time.NewTimer(grace)
-			select {
-			case <-l.left:
-			case <-l.ctx.Done():
-			case <-timer.C:
-			}
-			timer.Stop()
-		}
-	}
-}
-
-// leave takes c off the list and reports whether it was evicted before.
-func (l *Listener) leave(c *candidate) (evicted bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i := range l.waiting {
-		if l.waiting[i] == c {
-			l.waiting = append(l.waiting[:i], l.waiting[i+1:]...)
-			break
-		}
-	}
-	select {
-	case l.left <- struct{}{}:
-	default:
-	}
-	return c.evicted
-}
-
-// examine is a TCP connection's life until it is let in or refused; with the session, until that ends.
-func (l *Listener) examine(c *candidate) {
-	remote := c.conn.RemoteAddr().String()
-	conn, err := l.admit(c)
-	evicted := l.leave(c)
-	if err == nil {
-		l.carry(conn, remote)
-		return
-	}
-	_ = c.conn.Close()
-	if l.ctx.Err() != nil {
-		return
-	}
-	if evicted {
-		err = ErrCrowded
-	}
-	l.refused.note(remote, err)
-}
-
-// admit makes the TLS session of c and lets it in, or says why not.
-func (l *Listener) admit(c *candidate) (*tls.Conn, error) {
-	_ = c.conn.SetDeadline(c.accepted.Add(l.times.proof))
-	conn := tls.Server(c.conn, l.config)
-	err := conn.HandshakeContext(l.ctx)
-	state := conn.ConnectionState()
-	if err == nil && state.NegotiatedProtocol != protocol {
-		err = errors.New("it asks for no application protocol")
-	}
-	if err != nil {
-		return nil, unfinished(err)
-	}
-	var hello [helloLen]byte
-	if _, err := io.ReadFull(conn, hello[:]); err != nil {
-		return nil, unfinished(err)
-	}
-	answer, err := l.judge(state, hello[:])
-	if _, werr := conn.Write([]byte{answer}); werr != nil && err == nil {
-		err = unfinished(werr) // its one session is used all the same: it may have read the answer
-	}
-	if err != nil {
-		_ = conn.CloseWrite()
-		return nil, err
-	}
-	return conn, c.conn.SetDeadline(time.Time{})
-}
-
-// unfinished tells a connection that was too slow or has ended from one that spoke something else. What it said is not repeated.
-func unfinished(err error) error {
-	var timeout net.Error
-	switch {
-	case errors.As(err, &timeout) && timeout.Timeout(),
-		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return ErrUnfinished
-	}
-	return ErrNotOurs
-}
-
-// judge decides on a hello.
-func (l *Listener) judge(state tls.ConnectionState, hello []byte) (answer byte, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	proof, err := prove(state, l.secret[:])
-	switch {
-	case err != nil:
-		return answerWrong, err
-	case l.closed, hello[0] != version, !hmac.Equal(proof, hello[1:]):
-		return answerWrong, ErrWrongProof
-	case l.used:
-		return answerUsed, ErrSecondSession
-	}
-	l.used = true
-	return answerWelcome, nil
 }
 
 // carry is the life of the one session.

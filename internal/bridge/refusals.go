@@ -18,9 +18,8 @@ type refusals struct {
 	tell func(remote string, why error) // nil: nobody
 
 	mu     sync.Mutex
-	taken  int       // of toldRefusals
-	from   time.Time // when the last was given back
-	missed int       // since the last that was told
+	told   bucket
+	missed int // since the last that was told
 }
 
 func (r *refusals) note(remote string, why error) {
@@ -42,16 +41,29 @@ func (r *refusals) note(remote string, why error) {
 func (r *refusals) take(now time.Time) (ok bool, missed int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	back := int(min(max(now.Sub(r.from)/refusalInterval, 0), toldRefusals))
-	r.from = r.from.Add(time.Duration(back) * refusalInterval)
-	if r.taken -= back; r.taken <= 0 {
-		r.taken, r.from = 0, now
-	}
-	if r.taken >= toldRefusals {
+	if !r.told.take(now, toldRefusals, refusalInterval) {
 		r.missed++
 		return false, 0
 	}
-	r.taken++
 	missed, r.missed = r.missed, 0
 	return true, missed
+}
+
+// bucket gives out so many at once, and one more every interval. The zero value is full.
+type bucket struct {
+	taken int
+	from  time.Time // when the last was given back
+}
+
+func (b *bucket) take(now time.Time, most int, interval time.Duration) bool {
+	back := int(min(max(now.Sub(b.from)/interval, 0), time.Duration(most)))
+	b.from = b.from.Add(time.Duration(back) * interval)
+	if b.taken -= back; b.taken <= 0 {
+		b.taken, b.from = 0, now
+	}
+	if b.taken >= most {
+		return false
+	}
+	b.taken++
+	return true
 }

@@ -294,30 +294,6 @@ func TestUnfinished(t *testing.T) {
 	w.expect(t, ErrUnfinished, ErrUnfinished, ErrUnfinished)
 }
 
-// A crowd that says nothing does not keep the sandbox out, and is not logged one by one.
-func TestCrowd(t *testing.T) {
-	w := new(witness)
-	l := start(t, w.options(), usualTimes)
-	const crowd = 4 * maxUnfinished
-	for range crowd {
-		dialTCP(t, l)
-	}
-	s, err := Attach(tenSeconds(t), dialTCP(t, l), l.Handover())
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = s.Close()
-	until(t, "the crowd is noticed", func() bool { return len(w.all()) >= toldRefusals })
-	for _, why := range w.all() {
-		if !errors.Is(why, ErrCrowded) {
-			t.Errorf("refused: %v", why)
-		}
-	}
-	if n := len(w.all()); n > toldRefusals+3 {
-		t.Errorf("%d of %d refusals were told", n, crowd)
-	}
-}
-
 func TestRefusalsAreLimited(t *testing.T) {
 	var r refusals
 	now := time.Unix(1000, 0)

@@ -40,6 +40,17 @@ func (s *streams) ended(id uint32) {
 	}
 }
 
+// live reports whether the other end may still send something on a stream that somebody here will read.
+func (s *streams) live(id uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if gone, ok := s.early[id]; ok {
+		return !gone
+	}
+	c := s.conns[id]
+	return c != nil && !c.ended.Load()
+}
+
 func (s *streams) add(c *Conn) {
 	s.mu.Lock()
 	id := c.stream.StreamID()

@@ -119,12 +119,21 @@ func connect(ctx context.Context, path string) (*link, error) {
 	return l, nil
 }
 
-const directoryHint = "its directory has to be empty, and writable for the user inside: no volume and no option of the engine may cover it"
+const directoryHint = "its directory has to be empty, and writable for the user inside: no volume and no option of the engine may cover it, " +
+	"and no link of the image lead elsewhere (another TMPDIR may help)"
 
 // meet lets one visitor in at the socket rendezvous, takes the handover from it and attaches to the proxy. Nothing of the handover is
 // left when it returns.
 func meet(ctx context.Context, rendezvous string) (*bridge.Session, error) {
 	const what = "the proxy cannot be reached from the sandbox"
+	dir := filepath.Dir(rendezvous)
+	err := checkPlace(dir)
+	if err == nil {
+		err = checkEmpty(dir)
+	}
+	if err != nil {
+		return nil, &failure{what: "the sandbox cannot be prepared", err: fmt.Errorf("%s: %w", dir, err), hint: directoryHint}
+	}
 	ln, err := listen(rendezvous)
 	if err != nil {
 		return nil, &failure{what: "the sandbox cannot be prepared", err: fmt.Errorf("%s: %w", rendezvous, err), hint: directoryHint}

@@ -34,9 +34,13 @@ func carry(in io.Reader, out io.Writer) int {
 	if err != nil {
 		return fail(err)
 	}
+	dir := filepath.Dir(path)
+	if err := checkPlace(dir); err != nil {
+		return fail(&failure{what: "the first process of the sandbox is not visited", err: fmt.Errorf("%s: %w", dir, err), hint: directoryHint})
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), visitTime)
 	defer cancel()
-	c, err := visit(ctx, filepath.Join(filepath.Dir(path), handoverName))
+	c, err := visit(ctx, filepath.Join(dir, handoverName))
 	if err != nil {
 		return fail(&failure{
 			what: "the first process of the sandbox does not listen",

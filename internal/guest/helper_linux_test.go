@@ -374,7 +374,7 @@ func (h *host) bring(t *testing.T, b *box, program string, ho *bridge.Handover) 
 		if err != nil { // it has found a way of its own
 			return
 		}
-		up, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", h.Port()))
+		up, err := h.Dial()
 		if err != nil {
 			return
 		}
