@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -76,6 +75,8 @@ func (r *run) carry(ctx context.Context) error {
 // waitRunning returns the container's short id once it runs, or nothing: its client has ended.
 func (r *run) waitRunning(ctx context.Context) string {
 	e := r.sandbox.engine
+	slow := time.NewTimer(slowStart)
+	defer slow.Stop()
 	for {
 		asking, cancel := context.WithTimeout(ctx, askLimit)
 		out, err := r.sandbox.host.output(asking, e.Path, "container", "inspect", "--format", "{{.State.Running}} {{.Id}}", r.plan.name)
@@ -85,6 +86,8 @@ func (r *run) waitRunning(ctx context.Context) string {
 		}
 		select {
 		case <-time.After(runningPoll):
+		case <-slow.C:
+			r.tellWaiting()
 		case <-r.proc.done:
 			return ""
 		case <-ctx.Done():
@@ -165,22 +168,23 @@ func (r *run) startCarrier(listener *bridge.Listener) (*carrier, error) {
 	handover := listener.Handover(e.addresses(r.plan.args, listener.Port())...)
 	defer handover.Wipe()
 	c.mayDial = len(handover.Addresses) > 0
-	c.workers.Go(func() { c.fromSandbox(listener.Port()) })
+	c.workers.Go(func() { c.fromSandbox(listener) })
 	if _, err := handover.WriteTo(bridge.QuoteTo(in)); err != nil {
 		c.close() // the program has ended, and says why
 	}
 	return c, nil
 }
 
-// fromSandbox dials the listener once the sandbox speaks through the pipe, and carries what it says.
-func (c *carrier) fromSandbox(port int) {
+// fromSandbox connects to the listener once the sandbox speaks through the pipe, and carries what it says. It does not go through
+// the listener's port, which every user of this machine may crowd.
+func (c *carrier) fromSandbox(listener *bridge.Listener) {
 	defer c.close()
 	buf := make([]byte, carryBuffer)
 	n, err := c.out.Read(buf)
 	if n == 0 || err != nil {
 		return
 	}
-	conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	conn, err := listener.Dial()
 	if err != nil {
 		return
 	}
