@@ -51,12 +51,14 @@ func TestArguments(t *testing.T) {
 		"docker":          dockerArgs(base),
 		"docker-tls":      dockerArgs(over(base, TransportTLS)),
 		"docker-exec":     execArgs(base),
+		"docker-start":    startArgs(base),
 		"docker-terminal": dockerArgs(with(terminal, Engine{Kind: Docker, Init: defaultInit})),
 		"docker-bare":     dockerArgs(bare),
 		"podman":          podmanArgs(inPodman(base)),
 		"podman-tls":      podmanArgs(over(with(kept, Engine{Kind: Podman, Rootless: true, Init: "/usr/bin/tini-static"}), TransportTLS)),
 		"podman-machine":  podmanArgs(over(with(bare, Engine{Kind: Podman, Rootless: true, VM: true, Service: true}), TransportTLS)),
 		"podman-exec":     execArgs(inPodman(base)),
+		"podman-start":    startArgs(inPodman(bare)),
 		"podman-rootless": podmanArgs(with(kept, Engine{Kind: Podman, Rootless: true, Init: "/usr/bin/tini-static"})),
 		"podman-bare":     podmanArgs(with(bare, Engine{Kind: Podman, Init: defaultInit})),
 		"bwrap":           bwrapArgs(inBwrap),
@@ -195,7 +197,7 @@ func TestEngineEnv(t *testing.T) {
 }
 
 func TestSplitEnv(t *testing.T) {
-	rest, file := splitEnv([]EnvVar{{"A", "x\ny"}, {"HOME", " h"}, {"LD_PRELOAD", "/l"}, {"GOOGLE_API_KEY", "k"}, {"DOCKER_CONFIG", "d"}})
+	rest, file := splitEnv(Podman, []EnvVar{{"A", "x\ny"}, {"HOME", " h"}, {"LD_PRELOAD", "/l"}, {"GOOGLE_API_KEY", "k"}, {"DOCKER_CONFIG", "d"}})
 	if !slices.Equal(rest, []EnvVar{{"A", "x\ny"}, {"GOOGLE_API_KEY", "k"}}) || file != "HOME= h\nLD_PRELOAD=/l\nDOCKER_CONFIG=d\n" {
 		t.Errorf("got %v and %q", rest, file)
 	}

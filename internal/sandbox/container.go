@@ -18,22 +18,31 @@ const (
 	envFile = "/dev/fd/3"
 )
 
-// dockerArgs returns the arguments of docker(1) for p.
+// dockerArgs returns the arguments with which docker(1) makes the container of p.
 func dockerArgs(p plan) []string {
-	args := []string{"run"}
+	args := []string{"create"}
 	args = append(args, p.args...)
 	args = append(args, initArgs(p)...)
-	args = append(args, detachKeys(p.engine))
 	return append(args, containerArgs(p)...)
 }
 
-// podmanArgs returns the arguments of podman(1) for p.
+// startArgs start the container that was made, and hold the command's input and output.
+func startArgs(p plan) []string {
+	args := []string{"start", "--attach", detachKeys(p.engine)}
+	if p.stdin {
+		args = append(args, "--interactive")
+	}
+	return append(args, p.name)
+}
+
+// podmanArgs returns the arguments with which podman(1) makes the container of p.
 func podmanArgs(p plan) []string {
-	args := []string{"run"}
+	args := []string{"create"}
 	args = append(args, p.args...)
 	args = append(args, initArgs(p)...)
 	// The host's proxy variables may hold a password, and podman hands them on by default.
-	args = append(args, detachKeys(p.engine), "--http-proxy=false")
+	// Its configuration may have other namespaces (containers.conf), and docker has no words for these.
+	args = append(args, "--http-proxy=false", "--pid=private", "--ipc=private", "--uts=private", "--cgroupns=private")
 	if !p.engine.Service { // which has not our environment, nor this option
 		args = append(args, "--env-host=false")
 	}
@@ -85,7 +94,7 @@ func containerArgs(p plan) []string {
 	if p.terminal {
 		args = append(args, "--tty")
 	}
-	for _, m := range p.mounts {
+	for _, m := range p.containerMounts() {
 		args = append(args, "--mount="+mountOption(p.engine.Kind, m))
 	}
 	word := guest.StartWord
@@ -93,13 +102,7 @@ func containerArgs(p plan) []string {
 		word = guest.BridgeWord
 		// A check that the image brings would run beside our process before that has been told what it is to know.
 		args = append(args, "--no-healthcheck")
-		if dir := filepath.Dir(p.socket); !slices.ContainsFunc(p.mounts, func(m mount) bool { return m.target == dir }) {
-			args = append(args, "--mount="+mountOption(p.engine.Kind, mount{kind: tmpfs, target: dir}))
-		}
-	} else {
-		args = append(args, "--mount="+mountOption(p.engine.Kind, mount{source: p.socket, target: p.socket}))
 	}
-	args = append(args, "--mount="+mountOption(p.engine.Kind, mount{source: p.binary, target: containerBinary, readOnly: true}))
 	if p.workdir != "" {
 		args = append(args, "--workdir="+p.workdir)
 	}
@@ -107,15 +110,36 @@ func containerArgs(p plan) []string {
 	if p.terminal && !slices.ContainsFunc(p.env, func(v EnvVar) bool { return v.Name == "TERM" }) {
 		args = append(args, "--env=TERM")
 	}
-	environment, file := splitEnv(p.env)
+	environment, file := splitEnv(p.engine.Kind, p.env)
 	for _, v := range environment {
 		args = append(args, "--env="+v.Name)
+	}
+	if p.engine.Kind == Docker {
+		// A name without a value, here or in the client's environment, keeps out what docker's config.json has for it (proxies).
+		for _, name := range proxyNames {
+			if !slices.ContainsFunc(environment, func(v EnvVar) bool { return v.Name == name }) {
+				args = append(args, "--env="+name)
+			}
+		}
 	}
 	if file != "" {
 		args = append(args, "--env-file="+envFile)
 	}
 	args = append(args, "--entrypoint="+containerBinary, "--", p.image, word)
 	return append(args, p.command...)
+}
+
+// containerMounts are all that the container is to have.
+func (p plan) containerMounts() []mount {
+	mounts := slices.Clone(p.mounts)
+	dir := filepath.Dir(p.socket)
+	switch {
+	case p.transport != TransportTLS:
+		mounts = append(mounts, mount{source: p.socket, target: p.socket})
+	case !slices.ContainsFunc(p.mounts, func(m mount) bool { return m.target == dir }):
+		mounts = append(mounts, mount{kind: tmpfs, target: dir})
+	}
+	return append(mounts, mount{source: p.binary, target: containerBinary, readOnly: true})
 }
 
 // execArgs are the arguments with which our program is run once more in the container, to carry between its first process and us.

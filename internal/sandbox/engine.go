@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,6 +49,7 @@ type Engine struct {
 	// HostNames are names that lead from inside to this machine's loopback. Only podman's machine has them, and may not keep the promise.
 	HostNames []string
 
+	socket string // what its client connects to on this machine; empty: nothing, or unknown
 	filter []byte // bwrap: the system call filter, see terminalFilter
 }
 
@@ -224,6 +226,7 @@ func (h Host) probeDocker(ctx context.Context, e *Engine) verdict {
 	if v := dockerEndpoint(endpoint, way); v.bad() {
 		return v
 	}
+	e.socket = socketPath(endpoint)
 	out, err = h.output(ctx, e.Path, "info", "--format", "{{json .}}")
 	var info dockerInfo
 	if jsonErr := json.Unmarshal([]byte(out), &info); err != nil || jsonErr != nil || info.ServerVersion == "" {
@@ -276,6 +279,7 @@ func (h Host) podmanConnected(ctx context.Context, e *Engine, way way) verdict {
 	if err != nil {
 		return verdict{err.Error(), startHint(runtime.GOOS, Podman, "", way)}
 	}
+	e.socket = socketPath(to.URI)
 	return judgeDestination(to, way)
 }
 
@@ -378,31 +382,62 @@ func (h Host) avoided(path string) bool {
 	})
 }
 
-// output runs an engine's client to its end. Its error is the first line that the client wrote to stderr.
+// mostOfOutput is what an engine's client may answer to one question.
+const mostOfOutput = 8 << 20
+
+// output runs an engine's client to its end. Its error is the first line that the client wrote to stderr, or that it wrote too much.
 func (h Host) output(ctx context.Context, program string, args ...string) (string, error) {
-	var stdout, stderr bytes.Buffer
+	stdout, stderr := boundedBytes{limit: mostOfOutput}, firstBytes{}
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = h.engineEnv(), "/", &stdout, &stderr
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
+	} else if stdout.full {
+		err = errTooMuch // not that the client has died of it
 	} else if line := firstLine(stderr.String()); err != nil && line != "" {
 		err = errors.New(line)
 	}
 	return strings.TrimSpace(stdout.String()), err
 }
 
-// firstLine returns the first line that is not a warning, without what could move a terminal's cursor.
+var errTooMuch = errors.New("its answer has no end")
+
+// boundedBytes keeps what is written up to a limit; beyond that, writing fails.
+type boundedBytes struct {
+	kept  bytes.Buffer
+	limit int
+	full  bool
+}
+
+func (b *boundedBytes) Write(p []byte) (int, error) {
+	if b.full = b.full || b.kept.Len()+len(p) > b.limit; b.full {
+		return 0, errTooMuch
+	}
+	return b.kept.Write(p)
+}
+
+func (b *boundedBytes) String() string { return b.kept.String() }
+
+// printable replaces what could move a terminal's cursor, and drops what could turn the direction of a text or hide in it.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case unicode.Is(unicode.Cf, r), r == unicode.ReplacementChar:
+			return -1
+		case unicode.IsControl(r), unicode.Is(unicode.Zl, r), unicode.Is(unicode.Zp, r):
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// firstLine returns the first line that is not a warning, as printable text.
 func firstLine(s string) string {
 	first := ""
 	for line := range strings.Lines(s) {
-		line = strings.TrimSpace(strings.Map(func(r rune) rune {
-			if r < ' ' || r == 0x7f {
-				return ' '
-			}
-			return r
-		}, line))
+		line = strings.TrimSpace(printable(line))
 		if line != "" && !strings.Contains(line, "level=warning") {
 			return line
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -217,6 +218,15 @@ func goArch(machine string) string {
 		return "arm"
 	}
 	return machine // the others, and those who know the name already
+}
+
+// socketPath returns the path of an address of the form unix://PATH, or nothing.
+func socketPath(endpoint string) string {
+	u, err := url.Parse(endpoint)
+	if err != nil || u.Scheme != "unix" || !filepath.IsAbs(u.Path) {
+		return ""
+	}
+	return filepath.Clean(u.Path)
 }
 
 // isLoopback reports whether an address of the form scheme://host… names this machine.

@@ -68,34 +68,42 @@ func lookup(environ []string, name string) (string, bool) {
 	return "", false
 }
 
-// engineNames are the variables that docker and podman need to find their configuration, their server and their helpers.
-// The proxies are for downloading images; podman is told not to hand them on.
+// engineNames are the variables that docker and podman need to find their configuration, their server and their helpers; with
+// proxyNames they download images.
 var engineNames = []string{
 	"HOME", "USER", "LOGNAME", "TERM", "LANG", "TMPDIR", "DBUS_SESSION_BUS_ADDRESS", "SSL_CERT_FILE", "SSL_CERT_DIR",
-	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy",
 	"REGISTRY_AUTH_FILE", "STORAGE_DRIVER", "STORAGE_OPTS",
+}
+
+// proxyNames may hold a password. Docker and podman both hand them on to containers unless told not to.
+var proxyNames = []string{
+	"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy",
 }
 
 // loaderNames change how any Go program runs; with the prefixes LD_, GLIBC_ and MALLOC_, any program at all.
 var loaderNames = []string{"PATH", "GODEBUG", "GOTRACEBACK", "GOMAXPROCS", "GOGC", "GOMEMLIMIT"}
+
+// innerNames are what podman tells its own processes, or is told by systemd; the prefixes _CONTAINERS_ and _CONMON are, too.
+var innerNames = []string{"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "INVOCATION_ID"}
 
 var enginePrefixes = []string{"XDG_", "DOCKER_", "CONTAINER_", "CONTAINERS_", "PODMAN_", "BUILDAH_"}
 
 // engineOwned reports whether the engine's client program itself would obey a variable of this name. Such a variable of the
 // command's reaches the engine in a file that only it can read, all others in its environment.
 func engineOwned(name string) bool {
-	return slices.Contains(loaderNames, name) || slices.Contains(engineNames, name) ||
-		slices.ContainsFunc(append([]string{"LD_", "GLIBC_", "MALLOC_"}, enginePrefixes...),
+	return slices.Contains(slices.Concat(loaderNames, engineNames, proxyNames, innerNames), name) ||
+		slices.ContainsFunc(append([]string{"LD_", "GLIBC_", "MALLOC_", "_CONTAINERS_", "_CONMON"}, enginePrefixes...),
 			func(p string) bool { return strings.HasPrefix(name, p) })
 }
 
 // engineEnv is the environment of an engine's client program: what it needs and no more. PATH holds only what Host.path
-// lets through, because podman and docker find helpers of their own there.
+// lets through, because podman and docker find helpers of their own there. PODMAN_USERNS would change who the command is behind
+// the back of Engine.users.
 func (h Host) engineEnv() []string {
 	var env []string
 	for _, e := range h.Environ {
 		name, _, _ := strings.Cut(e, "=")
-		if name != "PATH" && (slices.Contains(engineNames, name) ||
+		if name != "PATH" && name != "PODMAN_USERNS" && (slices.Contains(engineNames, name) || slices.Contains(proxyNames, name) ||
 			slices.ContainsFunc(enginePrefixes, func(p string) bool { return strings.HasPrefix(name, p) })) {
 			env = append(env, e)
 		}
@@ -103,12 +111,28 @@ func (h Host) engineEnv() []string {
 	return append(env, "PATH="+strings.Join(h.path(), string(filepath.ListSeparator)))
 }
 
+// makerEnv is the environment of the client that makes a container. Docker's would take the value of a variable that is only named
+// from there; it downloads nothing itself.
+func (h Host) makerEnv(kind Kind, environment []EnvVar) []string {
+	env := h.engineEnv()
+	if kind == Docker {
+		env = slices.DeleteFunc(env, func(e string) bool {
+			name, _, _ := strings.Cut(e, "=")
+			return slices.Contains(proxyNames, name)
+		})
+	}
+	for _, v := range environment {
+		env = append(env, v.Name+"="+v.Value)
+	}
+	return env
+}
+
 // splitEnv divides the command's variables into those that the engine's client gets in its environment and those that it
-// reads from a file, in the form of --env-file.
-func splitEnv(vars []EnvVar) (environment []EnvVar, file string) {
+// reads from a file, in the form of --env-file. Docker prefers its configuration for proxies to a file, and not to its environment.
+func splitEnv(kind Kind, vars []EnvVar) (environment []EnvVar, file string) {
 	var b strings.Builder
 	for _, v := range vars {
-		if engineOwned(v.Name) {
+		if engineOwned(v.Name) && (kind != Docker || !slices.Contains(proxyNames, v.Name)) {
 			b.WriteString(v.Name + "=" + v.Value + "\n")
 		} else {
 			environment = append(environment, v)

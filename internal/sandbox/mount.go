@@ -90,6 +90,8 @@ type guard struct {
 	inner    []string // where something of ours is mounted inside
 	workdir  string   // resolved; who is refused that has not asked for it by name
 	warnings []string
+
+	behind func(volume string) (paths []string, err error) // what of this machine an engine's volume stands for; nil: nothing
 }
 
 // instead is a hint for a mount of source that is refused: what to do if it is the work directory, and else.
@@ -118,7 +120,11 @@ func (g *guard) mounts(volumes []Volume) ([]mount, error) {
 		}
 		if !filepath.IsAbs(v.Source) {
 			m.kind, m.source = named, v.Source
-			out = append(out, m)
+			covers, err := g.volume(m)
+			if err != nil {
+				return nil, err
+			}
+			out = append(append(out, m), covers...)
 			continue
 		}
 		var err error

@@ -161,7 +161,11 @@ func (h Host) sweepOne(ctx context.Context, path string) (string, error) {
 	return r.Container, removeRecord(path)
 }
 
-// remove removes a container with all that runs in it and reports whether there was one.
+// ErrLeft: a container is still there, and may still run.
+var ErrLeft = errors.New("left")
+
+// remove removes a container with all that runs in it and reports whether there was one. The error is an ErrLeft if it is still
+// there after 30 s.
 func (h Host) remove(ctx context.Context, e Engine, container string) (existed bool, err error) {
 	ctx, cancel := limited(ctx, 30*time.Second)
 	defer cancel()
@@ -169,8 +173,16 @@ func (h Host) remove(ctx context.Context, e Engine, container string) (existed b
 	if e.Kind == Docker {
 		list[len(list)-1] = "name=^/" + container + "$"
 	}
-	for {
+	why := errors.New("it is still listed")
+	for pause := time.Duration(0); ctx.Err() == nil; pause = min(max(2*pause, 100*time.Millisecond), time.Second) {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
 		id, err := h.output(ctx, e.Path, list...)
+		if err != nil && existed {
+			break
+		}
 		if err != nil || id == "" {
 			return existed, err
 		}
@@ -178,8 +190,10 @@ func (h Host) remove(ctx context.Context, e Engine, container string) (existed b
 		// Killed first: podman would wait ten seconds for a command that does not care for SIGTERM.
 		_, _ = h.output(ctx, e.Path, "kill", "--signal=KILL", container)
 		// It fails where the engine is removing the container itself (--rm); the list then says when that is done.
-		if _, err := h.output(ctx, e.Path, "rm", "--force", "--volumes", container); err != nil && ctx.Err() != nil {
-			return existed, err
+		if _, err = h.output(ctx, e.Path, "rm", "--force", "--volumes", container); err != nil && ctx.Err() == nil {
+			why = err
 		}
 	}
+	return existed, &Error{ErrLeft, "the container " + container + " is still there", why.Error(),
+		"see why the engine keeps it, and remove it: " + string(e.Kind) + " rm --force --volumes " + container}
 }

@@ -102,26 +102,33 @@ func (r *run) container(ctx context.Context, signals <-chan os.Signal) (status i
 		rec.remove()
 		return ExitEngine, fmt.Errorf("covered directory: %w", err)
 	}
-	args := dockerArgs(r.plan)
-	if s.engine.Kind == Podman {
-		args = podmanArgs(r.plan)
+	status, err = r.create(ctx, signals)
+	interrupted := status > exitSignalShift || r.proc != nil && signaled(r.proc.err)
+	if status == 0 && err == nil {
+		status, err = r.attach(ctx, signals)
 	}
-	cmd := r.command(append([]string{s.engine.Path}, args...))
-	cmd.Env = s.host.engineEnv()
-	environment, file := splitEnv(r.plan.env)
-	for _, v := range environment {
-		cmd.Env = append(cmd.Env, v.Name+"="+v.Value)
-	}
-	if file != "" {
-		f, err := memoryFile([]byte(file))
-		if err != nil {
-			return ExitEngine, err
-		}
-		defer f.Close()
-		cmd.ExtraFiles = []*os.File{f}
-	}
-	if r.proc, err = start(cmd, syscall.SIGTERM); err != nil {
+	if r.proc == nil {
 		rec.remove()
+		return status, err
+	}
+	// The client may have ended without the container, and --rm works in the background. One that died while it made the container
+	// may have asked for what is still to come: then the record stays for the next Sweep.
+	existed, left := s.host.remove(context.WithoutCancel(ctx), s.engine, r.plan.name)
+	if left == nil && (existed || !interrupted) {
+		rec.remove()
+	}
+	if err == nil && errors.Is(left, ErrLeft) {
+		return ExitEngine, left
+	}
+	return status, err
+}
+
+// attach starts the container that create has made, and holds the command's input and output until it ends.
+func (r *run) attach(ctx context.Context, signals <-chan os.Signal) (status int, err error) {
+	s := r.sandbox
+	cmd := r.command(append([]string{s.engine.Path}, startArgs(r.plan)...))
+	cmd.Env = s.host.engineEnv()
+	if r.proc, err = start(cmd, syscall.SIGTERM); err != nil {
 		return ExitEngine, fmt.Errorf("%s: %w", s.engine.Kind, err)
 	}
 	disconnect := func() error { return nil }
@@ -133,18 +140,10 @@ func (r *run) container(ctx context.Context, signals <-chan os.Signal) (status i
 	r.supervise(ctx, signals, !r.plan.terminal && foreground(), r.signalContainer, func() {
 		_, _ = s.host.remove(context.WithoutCancel(ctx), s.engine, r.plan.name)
 	})
-	connected := disconnect()
-	// The client may have ended without the container, and --rm works in the background. A client that died early may even
-	// have asked for a container that is still to come: then the record stays for the next Sweep.
-	status = exitStatus(r.proc.err)
-	existed, err := s.host.remove(context.WithoutCancel(ctx), s.engine, r.plan.name)
-	if err == nil && (existed || !signaled(r.proc.err)) {
-		rec.remove()
+	if err := disconnect(); err != nil {
+		return ExitEngine, err
 	}
-	if connected != nil {
-		return ExitEngine, connected
-	}
-	return s.judge(status)
+	return s.judge(exitStatus(r.proc.err))
 }
 
 // judge tells the command's own status from that of a container that did not get to it: our program inside speaks to the proxy

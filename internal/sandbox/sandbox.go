@@ -198,7 +198,7 @@ func Prepare(ctx context.Context, spec Spec) (*Sandbox, error) {
 	if p.transport == TransportTLS && s.bridge == nil {
 		return nil, errors.New("transport tls: nobody listens for the sandbox")
 	}
-	if err := s.paths(&p, spec); err != nil {
+	if err := s.paths(ctx, &p, spec); err != nil {
 		return nil, err
 	}
 	if spec.Engine.Kind == Bwrap {
@@ -214,7 +214,7 @@ func Prepare(ctx context.Context, spec Spec) (*Sandbox, error) {
 }
 
 // paths resolves the socket, our program and the mounts.
-func (s *Sandbox) paths(p *plan, spec Spec) error {
+func (s *Sandbox) paths(ctx context.Context, p *plan, spec Spec) error {
 	var err error
 	if p.socket, err = filepath.EvalSymlinks(spec.Socket); err != nil {
 		return fmt.Errorf("socket: %w", err)
@@ -243,6 +243,12 @@ func (s *Sandbox) paths(p *plan, spec Spec) error {
 		files: spec.ProtectedFiles,
 		never: neverMounted(spec.UID, spec.Home, spec.Host.Environ),
 		inner: []string{p.socket, binaryTarget(spec.Engine.Kind)},
+	}
+	if spec.Engine.socket != "" {
+		g.never = append(g.never, spec.Engine.socket)
+	}
+	if spec.Engine.Kind != Bwrap {
+		g.behind = func(name string) ([]string, error) { return spec.Host.behindVolume(ctx, spec.Engine, name) }
 	}
 	volumes := slices.Clone(spec.Volumes)
 	if spec.Workdir != "" {
