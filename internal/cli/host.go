@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"golang.org/x/term"
@@ -27,8 +28,10 @@ const passphraseFile = "CREDPROXY_PASSPHRASE_FILE"
 // directories says where credproxy's own files are.
 func directories() (config.Dirs, error) {
 	dirs, err := config.Directories()
-	if err != nil && os.Getenv(homeVariable) != "" {
-		err = &failure{err: err, hint: "unset " + homeVariable + ", or set it to a path from / on"}
+	for _, name := range []string{homeVariable, "TMPDIR"} {
+		if err != nil && strings.HasPrefix(err.Error(), name+": ") {
+			err = &failure{err: err, hint: "unset " + name + ", or set it to a path from / on"}
+		}
 	}
 	return dirs, err
 }
