@@ -43,7 +43,7 @@ differs from what it should be, and 7 without a sandbox engine.`,
 				return hostOnly("demo", "this is a sandbox already")
 			}
 			if !isEngine(engine) {
-				return usage(engineRule).about(c)
+				return notOneOf(engineRule, engine, engines).about(c)
 			}
 			ctx, cancel := context.WithTimeout(c.Context(), demoTime)
 			defer cancel()

@@ -43,7 +43,9 @@ directory, the stores or any secret in its environment.
 Engines: docker and podman need an image (--image, or image in the profile);
 bwrap uses the programs of this machine. Terminal, signals and the exit status
 are those of COMMAND; 125 means that the sandbox could not be run, 126 that
-COMMAND could not be executed, 127 that it was not found.
+COMMAND could not be executed, 127 that it was not found. --engine-arg passes
+options of the engine's own on that cannot open the sandbox: docs/commands.md
+lists them.
 
 The socket inside is this proxy's own, mounted, or, where a mounted socket leads
 nowhere (an engine in a virtual machine, users that are mapped to others), one
