@@ -203,6 +203,42 @@ func TestSplitEnv(t *testing.T) {
 	}
 }
 
+// What systemd and podman tell their processes by variables, a command's variables must not tell the engine.
+func TestEngineOwned(t *testing.T) {
+	for _, name := range []string{
+		"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "_CONTAINERS_USERNS_CONFIGURED", "_CONMON_X", "PODMAN_USERNS", "HTTP_PROXY", "LD_PRELOAD",
+	} {
+		if rest, file := splitEnv(Podman, []EnvVar{{name, "4"}}); len(rest) > 0 || file != name+"=4\n" {
+			t.Errorf("%s is in the engine's environment: %v, %q", name, rest, file)
+		}
+	}
+	h := Host{Environ: []string{"PODMAN_USERNS=auto", "NOTIFY_SOCKET=/x", "HOME=/h", "HTTP_PROXY=http://u:test-password-1@p", "no_proxy=x", "CONTAINERS_CONF=/c"}}
+	for kind, want := range map[Kind]string{
+		Podman: "HOME=/h HTTP_PROXY=http://u:test-password-1@p no_proxy=x CONTAINERS_CONF=/c PATH= MINE=1",
+		Docker: "HOME=/h CONTAINERS_CONF=/c PATH= MINE=1",
+	} {
+		if got := strings.Join(h.makerEnv(kind, []EnvVar{{"MINE", "1"}}), " "); got != want {
+			t.Errorf("%s is made a container by a client with %s, want %s", kind, got, want)
+		}
+	}
+}
+
+// What docker's configuration has for proxies stays out; what the user or the image has does not.
+func TestDockerProxies(t *testing.T) {
+	p := plan{name: "n", image: "i", socket: "/s/s", binary: "/b", engine: Engine{Kind: Docker},
+		env: containerEnv(Docker, []EnvVar{{"HTTP_PROXY", "mine"}}, []string{"no_proxy=image", "HTTP_PROXY=image", "PATH=/usr/local/bin"})}
+	environment, file := splitEnv(Docker, p.env)
+	if want := []EnvVar{{"HTTP_PROXY", "mine"}, {"no_proxy", "image"}}; !slices.Equal(environment, want) || file != "" {
+		t.Errorf("its client gets %v and %q, want %v", environment, file, want)
+	}
+	args := dockerArgs(p)
+	for _, name := range proxyNames {
+		if n := len(slices.DeleteFunc(slices.Clone(args), func(a string) bool { return a != "--env="+name })); n != 1 {
+			t.Errorf("%s is named %d times", name, n)
+		}
+	}
+}
+
 func TestContainerPath(t *testing.T) {
 	for _, c := range []struct{ user, image, want string }{
 		{"", "", ""}, // the engine's default has it
@@ -215,7 +251,11 @@ func TestContainerPath(t *testing.T) {
 		if c.user != "" {
 			user = []EnvVar{{"PATH", c.user}}
 		}
-		got, _ := lookup(envStrings(containerEnv(user, c.image)), "PATH")
+		var image []string
+		if c.image != "" {
+			image = []string{"A=1", "PATH=" + c.image}
+		}
+		got, _ := lookup(envStrings(containerEnv(Docker, user, image)), "PATH")
 		if got != c.want {
 			t.Errorf("%v: PATH is %q", c, got)
 		}

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// imagePath returns the PATH that an image sets, or nothing. An image that is not there is downloaded.
-func (h Host) imagePath(ctx context.Context, e Engine, image string, progress io.Writer) (string, error) {
+// imageEnv returns the variables that an image sets. An image that is not there is downloaded.
+func (h Host) imageEnv(ctx context.Context, e Engine, image string, progress io.Writer) ([]string, error) {
 	what, kind := "image "+image, string(e.Kind)
 	ask := func() (string, error) {
 		ctx, cancel := limited(ctx, askLimit)
@@ -23,25 +23,24 @@ func (h Host) imagePath(ctx context.Context, e Engine, image string, progress io
 	out, err := ask()
 	switch {
 	case ctx.Err() != nil:
-		return "", ctx.Err()
+		return nil, ctx.Err()
 	case errors.Is(err, context.DeadlineExceeded):
-		return "", &Error{ErrImage, what, err.Error(), "check with: " + kind + " image inspect " + image}
+		return nil, &Error{ErrImage, what, err.Error(), "check with: " + kind + " image inspect " + image}
 	case err != nil:
 		if why := h.pull(ctx, e, image, progress); ctx.Err() != nil {
-			return "", ctx.Err()
+			return nil, ctx.Err()
 		} else if why != "" {
-			return "", &Error{ErrImage, what, why, pullHint(kind, image, why)}
+			return nil, &Error{ErrImage, what, why, pullHint(kind, image, why)}
 		}
 		if out, err = ask(); err != nil {
-			return "", &Error{ErrImage, what, err.Error(), ""}
+			return nil, &Error{ErrImage, what, err.Error(), ""}
 		}
 	}
 	var env []string
 	if err := json.Unmarshal([]byte(out), &env); err != nil {
-		return "", fmt.Errorf("%s: %s image inspect: %w", what, kind, err)
+		return nil, fmt.Errorf("%s: %s image inspect: %w", what, kind, err)
 	}
-	path, _ := lookup(env, "PATH")
-	return path, nil
+	return env, nil
 }
 
 // pull downloads an image and returns why it could not, or nothing.

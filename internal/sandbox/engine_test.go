@@ -84,10 +84,62 @@ func TestFirstLine(t *testing.T) {
 		"\n a\x1b[2J \nb":                    "a [2J",
 		"time=1 level=warning msg=x\nfailed": "failed",
 		"time=1 level=warning msg=x\n":       "time=1 level=warning msg=x",
+		"a\u202eb\u200b\u0085c\u2066\ufeffd": "ab cd",
 	} {
 		if got := firstLine(in); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
 		}
+	}
+}
+
+// A client whose answer does not end is not waited for, nor kept.
+func TestOutputIsBounded(t *testing.T) {
+	h := Host{Environ: []string{"PATH=/usr/bin:/bin"}}
+	if _, err := h.output(t.Context(), "/bin/sh", "-c", "exec yes an engine says"); !errors.Is(err, errTooMuch) {
+		t.Errorf("endless output: %v", err)
+	}
+	if _, err := h.output(t.Context(), "/bin/sh", "-c", "echo why >&2; head -c 20000000 /dev/zero >&2; exit 1"); err == nil || err.Error() != "why" {
+		t.Errorf("a long error: %v", err)
+	}
+	if out, err := h.output(t.Context(), "/bin/sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x"); err != nil || len(out) != 300000 {
+		t.Errorf("a long answer: %d bytes, %v", len(out), err)
+	}
+}
+
+func TestSocketPath(t *testing.T) {
+	for in, want := range map[string]string{
+		"unix:///run/user/1/docker.sock": "/run/user/1/docker.sock", "unix:///a//b/../c": "/a/c", "ssh://me@127.0.0.1/run/x": "", "": "", "unix://a": "", "%": "",
+	} {
+		if got := socketPath(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+// The engine's own socket is not mounted, however its client has come by it.
+func TestEngineSocketIsGuarded(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"ours", "run"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	engine := filepath.Join(dir, "run", "engine.sock")
+	for _, file := range []string{engine, filepath.Join(dir, "ours", "one.sock"), filepath.Join(dir, "ours", "binary")} {
+		if err := os.WriteFile(file, nil, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := Spec{
+		Engine: Engine{Kind: Bwrap, socket: engine}, Socket: filepath.Join(dir, "ours", "one.sock"), Binary: filepath.Join(dir, "ours", "binary"),
+		Volumes: []Volume{{Source: filepath.Dir(engine), Target: "/x"}},
+	}
+	if err := new(Sandbox).paths(t.Context(), new(plan), spec); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), engine) {
+		t.Errorf("its directory: %v", err)
+	}
+	spec.Engine.socket = ""
+	if err := new(Sandbox).paths(t.Context(), new(plan), spec); err != nil {
+		t.Errorf("another directory: %v", err)
 	}
 }
 

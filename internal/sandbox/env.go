@@ -165,10 +165,11 @@ func bwrapEnv(environ []string, home, socket string, user []EnvVar) []EnvVar {
 	return vars
 }
 
-// containerEnv is what is added to an image's own environment. imagePath is the PATH that the image sets, or empty. Ours is
-// appended to it and not put first: no other name may start to mean another program because credproxy is there.
-func containerEnv(user []EnvVar, imagePath string) []EnvVar {
+// containerEnv is what is added to an image's own environment. PATH is the image's unless the user gives one. Ours is appended to it
+// and not put first: no other name may start to mean another program because credproxy is there.
+func containerEnv(kind Kind, user []EnvVar, image []string) []EnvVar {
 	vars := slices.DeleteFunc(slices.Clone(user), func(v EnvVar) bool { return v.Name == "PATH" })
+	imagePath, _ := lookup(image, "PATH")
 	path := imagePath
 	for _, v := range user {
 		if v.Name == "PATH" {
@@ -180,6 +181,14 @@ func containerEnv(user []EnvVar, imagePath string) []EnvVar {
 	}
 	if path != imagePath {
 		vars = append(vars, EnvVar{"PATH", path})
+	}
+	if kind == Docker { // see containerArgs, which would take these away
+		for _, name := range proxyNames {
+			value, ok := lookup(image, name)
+			if ok && !slices.ContainsFunc(user, func(v EnvVar) bool { return v.Name == name }) {
+				vars = append(vars, EnvVar{name, value})
+			}
+		}
 	}
 	return vars
 }

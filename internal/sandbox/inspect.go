@@ -50,7 +50,8 @@ func parseInspected(out string) (inspected, error) {
 var unnamedVolume = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // differences says in what the container is more open than the plan, or lacks something of it that hides what is below. It is
-// empty for the container that was asked for.
+// empty for the container that was asked for. What a podman service (of this machine's, or in a machine of podman's) mounts by its own
+// configuration is not listed; neither are devices of a podman that does not run as root.
 func (c inspected) differences(p plan) []string {
 	found := c.mountDifferences(p)
 	is := func(what, mode string, allowed ...string) {

@@ -290,11 +290,11 @@ func (s *Sandbox) prepareContainer(ctx context.Context, p *plan, spec Spec) erro
 	if p.binary, err = placeGuest(spec.Engine, p.binary, spec.Home, spec.RunDir); err != nil {
 		return err
 	}
-	imagePath, err := spec.Host.imagePath(ctx, spec.Engine, spec.Image, spec.Progress)
+	imageEnv, err := spec.Host.imageEnv(ctx, spec.Engine, spec.Image, spec.Progress)
 	if err != nil {
 		return err
 	}
-	p.env = containerEnv(spec.Env, imagePath)
+	p.env = containerEnv(spec.Engine.Kind, spec.Env, imageEnv)
 	_, err = os.Stat("/sys/fs/selinux/enforce")
 	p.selinux = err == nil
 	return nil
