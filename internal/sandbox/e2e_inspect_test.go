@@ -82,7 +82,8 @@ func TestE2EConfigured(t *testing.T) {
 func TestE2EPodmanBehindDocker(t *testing.T) {
 	f := newFixture(t, engineNamed(t, "podman"))
 	f.configured(t, "pidns = \"host\"\ndevices = [\"/dev/null:/dev/other:rwm\"]")
-	address := "unix://" + filepath.Join(t.TempDir(), "podman.sock")
+	socket := filepath.Join(t.TempDir(), "podman.sock")
+	address := "unix://" + socket
 	service := exec.Command("podman", "system", "service", "--time=0", address)
 	service.Env = f.id.env
 	if err := service.Start(); err != nil {
@@ -95,9 +96,12 @@ func TestE2EPodmanBehindDocker(t *testing.T) {
 	f.kind, f.spec.Kind = Docker, Docker
 	f.id.env = append(f.id.env, "DOCKER_HOST="+address)
 	eventually(t, "podman's service answers", func() bool {
-		_, err := (Host{Environ: f.id.env}).Select(t.Context(), Docker, "x")
-		return err == nil
+		e, err := (Host{Environ: f.id.env}).Select(t.Context(), Docker, "x")
+		return err == nil && e.socket == socket
 	})
+	if e, err := (Host{Environ: append(slices.Clone(f.id.env), "CONTAINER_HOST="+address)}).Select(t.Context(), Podman, "x"); err != nil || e.socket != socket {
+		t.Errorf("podman's client connects to %q, %v", e.socket, err)
+	}
 	f.expectUnmade(t, ExitEngine, "not what was asked for", `its pid namespace is "host"`, "it has the device /dev/null")
 }
 

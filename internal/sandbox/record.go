@@ -169,10 +169,8 @@ var ErrLeft = errors.New("left")
 func (h Host) remove(ctx context.Context, e Engine, container string) (existed bool, err error) {
 	ctx, cancel := limited(ctx, 30*time.Second)
 	defer cancel()
-	list := []string{"ps", "--all", "--quiet", "--filter", "name=^" + container + "$"}
-	if e.Kind == Docker {
-		list[len(list)-1] = "name=^/" + container + "$"
-	}
+	// Docker's names begin with a slash, and not where it is podman that answers.
+	list := []string{"ps", "--all", "--quiet", "--filter", "name=^/?" + container + "$"}
 	why := errors.New("it is still listed")
 	for pause := time.Duration(0); ctx.Err() == nil; pause = min(max(2*pause, 100*time.Millisecond), time.Second) {
 		select {
