@@ -200,8 +200,8 @@ func (r *run) makeCovers(dir string) error {
 				if err := os.WriteFile(point, nil, 0o600); err != nil {
 					return err
 				}
-			} else if below.target == opened {
-				// For whoever the command is. An engine's tmpfs may take this mode over.
+			} else if below.target == opened && point != source {
+				// For whoever the command is: an engine's tmpfs may take this mode over. A cover itself is its user's alone, see package guest.
 				if err := os.Chmod(point, 0o777|os.ModeSticky); err != nil {
 					return err
 				}
