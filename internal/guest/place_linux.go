@@ -49,9 +49,9 @@ func openPlain(dir string) (fd int, err error) {
 	if fd, err = unix.Open("/", flags, 0); err != nil {
 		return -1, err
 	}
-	at := ""
+	at := "/"
 	for name := range strings.SplitSeq(strings.Trim(filepath.Clean(dir), "/"), "/") {
-		at += "/" + name
+		at = filepath.Join(at, name)
 		next, err := unix.Openat(fd, name, flags, 0)
 		var st unix.Stat_t
 		if err != nil && unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
