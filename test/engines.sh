@@ -73,7 +73,6 @@ need gnome-keyring-daemon gnome-keyring
 need dbus-run-session dbus-daemon
 need dbus-daemon dbus-daemon
 need secret-tool libsecret-tools
-need tini-static tini
 need runuser util-linux
 need script bsdutils
 busybox=$(command -v busybox || true)

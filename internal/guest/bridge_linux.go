@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"runtime/debug"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,37 +33,13 @@ func runBridge(command []string) int {
 	if err != nil {
 		return fail(err)
 	}
-	caught := catch()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	type outcome struct {
-		link *link
-		err  error
-	}
-	connected := make(chan outcome, 1)
-	go func() {
+	return lead(command, func(ctx context.Context) (end func(), err error) {
 		l, err := connect(ctx, path)
-		connected <- outcome{l, err}
-	}()
-	for {
-		select {
-		case sig := <-caught.others: // process 1 has no default actions
-			if !ends(sig) {
-				continue
-			}
-			cancel()
-			if o := <-connected; o.err == nil {
-				o.link.close()
-			}
-			return exitSignalShift + int(sig.(syscall.Signal))
-		case o := <-connected:
-			if o.err != nil {
-				return fail(o.err)
-			}
-			defer o.link.close()
-			return run(command, caught)
+		if err != nil {
+			return nil, err
 		}
-	}
+		return l.close, nil
+	})
 }
 
 // link is the way to the proxy, while there is one. When it is lost, the socket is gone and its connections are closed; the command
@@ -245,13 +219,4 @@ func dial(ctx context.Context, addresses []string) net.Conn {
 		}
 	}
 	return first
-}
-
-// ends reports whether a signal asks a program to end. Before there is a command, only these are for us.
-func ends(sig os.Signal) bool {
-	switch sig {
-	case syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT:
-		return true
-	}
-	return false
 }

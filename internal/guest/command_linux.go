@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"context"
 	"os"
 	"os/signal"
 	"syscall"
@@ -29,6 +30,51 @@ func catch() *signals {
 		}
 	}
 	return s
+}
+
+// lead is process 1: it waits until everything is ready, starts the command, and returns the status to exit with. What ready has
+// begun is ended by the function that it returns, after the command.
+func lead(command []string, ready func(context.Context) (end func(), err error)) int {
+	caught := catch()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	type outcome struct {
+		end func()
+		err error
+	}
+	prepared := make(chan outcome, 1)
+	go func() {
+		end, err := ready(ctx)
+		prepared <- outcome{end, err}
+	}()
+	for {
+		select {
+		case sig := <-caught.others: // process 1 has no default actions
+			if !ends(sig) {
+				continue
+			}
+			cancel()
+			if o := <-prepared; o.err == nil {
+				o.end()
+			}
+			return exitSignalShift + int(sig.(syscall.Signal))
+		case o := <-prepared:
+			if o.err != nil {
+				return fail(o.err)
+			}
+			defer o.end()
+			return run(command, caught)
+		}
+	}
+}
+
+// ends reports whether a signal asks a program to end. Before there is a command, only these are for us.
+func ends(sig os.Signal) bool {
+	switch sig {
+	case syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT:
+		return true
+	}
+	return false
 }
 
 // child is the command that process 1 has started. Only the goroutine that waits for it sends it signals, so its number is its own.

@@ -37,10 +37,20 @@ func startHere(command []string) int {
 	if err != nil {
 		return fail(err)
 	}
-	if err := probe(context.Background(), path); err != nil {
-		return fail(unreachable(path, err, true))
+	reach := func(ctx context.Context) (end func(), err error) {
+		if err := probe(ctx, path); err != nil {
+			return nil, unreachable(path, err, true)
+		}
+		return func() {}, nil
 	}
 	closeOnExec()
+	if os.Getpid() == 1 {
+		return lead(command, reach)
+	}
+	// There is an init of the engine's.
+	if _, err := reach(context.Background()); err != nil {
+		return fail(err)
+	}
 	return launch(command, become)
 }
 

@@ -14,7 +14,8 @@ const (
 	EnterWord = "sandbox-enter"
 
 	// StartWord, with a command: the first program in a container where the host's socket is mounted. It makes sure that the
-	// socket can be reached, and becomes the command.
+	// socket can be reached, and starts the command as its child; where an init of the engine's is process 1, it becomes the
+	// command.
 	StartWord = "sandbox-start"
 
 	// BridgeWord, with a command: process 1 of a container without the host's socket. It is told by CarryWord who the proxy is,

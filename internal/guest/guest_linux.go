@@ -12,7 +12,7 @@ import (
 
 // Main does what the word args[0] says; args is os.Args[1:]. If mine is false, it is no word of ours and nothing was done; else the
 // program has to exit with the status: the command's own, or 125, 126, 127 as docker(1) has them. Where all goes well it does not
-// return from EnterWord and StartWord: the program has become the command.
+// return from EnterWord, and as something else than process 1 not from StartWord: the program has become the command.
 func Main(args []string) (status int, mine bool) {
 	switch {
 	case len(args) >= 2 && args[0] == EnterWord:

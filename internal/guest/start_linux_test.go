@@ -3,11 +3,13 @@ package guest
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -155,6 +157,62 @@ func TestStartStatus(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestStartIsFirst: as process 1 it does for the command what it does over a bridge.
+func TestStartIsFirst(t *testing.T) {
+	socket := filepath.Join(newWorld(t).SocketDir, "proxy")
+	serve(t, socket, echo)
+	program, err := os.Executable() // self would be env's
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := func(command ...string) []string {
+		return append([]string{"/usr/bin/env", SocketEnv + "=" + socket, program, StartWord}, command...)
+	}
+	t.Run("orphans and signals", func(t *testing.T) {
+		b := start(t, newWorld(t), nil, first("sh", "-c", "trap 'exit 33' TERM; (true & true); echo ready; while :; do sleep 0.01; done")...)
+		b.says(t, "ready\n")
+		b.waitFor(t, "the dead are buried", func() bool { _, n := children(t, b.Process.Pid); return n == 1 })
+		if err := b.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.status(t); got != 33 {
+			t.Errorf("status %d", got)
+		}
+	})
+	t.Run("Ctrl-Z", func(t *testing.T) {
+		b, keys := onTerminal(t, first("sh", "-c", "echo ready > /dev/tty; read line; echo got $line; exit 3")...)
+		b.says(t, "ready\r\n")
+		typeKeys(t, keys, "\x1a")
+		b.says(t, "^Z")
+		typeKeys(t, keys, "one\n")
+		b.says(t, "got one\r\n")
+		if got := b.status(t); got != 3 {
+			t.Errorf("status %d", got)
+		}
+	})
+	t.Run("told to end while the proxy is asked", func(t *testing.T) {
+		stuck := filepath.Join(newWorld(t).SocketDir, "stuck")
+		asked := make(chan struct{})
+		once := sync.OnceFunc(func() { close(asked) })
+		serve(t, stuck, func(c net.Conn) { once(); _, _ = io.Copy(io.Discard, c) })
+		b := start(t, newWorld(t), nil, "/usr/bin/env", SocketEnv+"="+stuck, program, StartWord, "true")
+		b.waitFor(t, "the question whether the proxy answers", func() bool {
+			select {
+			case <-asked:
+				return true
+			default:
+				return false
+			}
+		})
+		if err := b.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.status(t); got != 128+int(syscall.SIGTERM) {
+			t.Errorf("status %d", got)
+		}
+	})
 }
 
 // TestWords: only our words are ours, and only with what they need.

@@ -22,7 +22,7 @@ const (
 func dockerArgs(p plan) []string {
 	args := []string{"create"}
 	args = append(args, p.args...)
-	args = append(args, initArgs(p)...)
+	args = append(args, "--init=false") // our program is the first process, and buries the dead
 	return append(args, containerArgs(p)...)
 }
 
@@ -39,7 +39,7 @@ func startArgs(p plan) []string {
 func podmanArgs(p plan) []string {
 	args := []string{"create"}
 	args = append(args, p.args...)
-	args = append(args, initArgs(p)...)
+	args = append(args, "--init=false") // our program is the first process, and buries the dead
 	// The host's proxy variables may hold a password, and podman hands them on by default.
 	// Its configuration may have other namespaces (containers.conf), and docker has no words for these.
 	args = append(args, "--http-proxy=false", "--pid=private", "--ipc=private", "--uts=private", "--cgroupns=private")
@@ -59,19 +59,6 @@ func detachKeys(e Engine) string {
 		return "--detach-keys="
 	}
 	return "--detach-keys=ctrl-^,ctrl-_"
-}
-
-// initArgs ask for a first process that buries the dead. Over TLS our own is the first and does that.
-func initArgs(p plan) []string {
-	switch {
-	case p.transport == TransportTLS:
-		return []string{"--init=false"}
-	case p.engine.Init == "":
-		return nil
-	case p.engine.Kind == Podman && p.engine.Init != defaultInit:
-		return []string{"--init", "--init-path=" + p.engine.Init}
-	}
-	return []string{"--init"}
 }
 
 // containerArgs is what docker and podman share. It comes after the engine arguments of the user, so that where a second

@@ -41,7 +41,6 @@ type Engine struct {
 	Remapped bool   // docker's server has userns-remap: nobody inside is who they are outside, unless the container has --userns=host
 	VM       bool   // containers run in a virtual machine: no Unix socket of this machine works in them, and /proc, /sys are not theirs
 	Service  bool   // podman's client only talks to a service, as it always does to a machine; it takes fewer options then
-	Init     string // empty: it has no init to offer; defaultInit; or the path of one (podman)
 
 	// Passed says of engines that are tried before this one, and are installed, why they were passed over: "docker: no answer within 15 s".
 	Passed []string
@@ -52,8 +51,6 @@ type Engine struct {
 	socket string // what its client connects to on this machine; empty: nothing, or unknown
 	filter []byte // bwrap: the system call filter, see terminalFilter
 }
-
-const defaultInit = "default"
 
 // late is the cause of a context that limited has ended.
 type late time.Duration
@@ -309,25 +306,8 @@ func thisMachine() here {
 		if unix.Uname(&name) == nil {
 			at.kernel = unix.ByteSliceToString(name.Release[:])
 		}
-		at.init = podmanInit()
 	}
 	return at
-}
-
-// podmanInit returns defaultInit where podman's own init is installed, else the path of another that needs nothing of the
-// image, or nothing.
-func podmanInit() string {
-	for _, dir := range []string{"/usr/libexec/podman", "/usr/local/libexec/podman", "/usr/local/lib/podman", "/usr/lib/podman", "/usr/bin"} {
-		if _, err := os.Stat(filepath.Join(dir, "catatonit")); err == nil {
-			return defaultInit
-		}
-	}
-	for _, path := range []string{"/usr/bin/tini-static", "/usr/bin/docker-init", "/usr/libexec/docker/docker-init"} {
-		if _, err := os.Stat(path); err == nil && Interpreter(path) == "" {
-			return path
-		}
-	}
-	return ""
 }
 
 func (h Host) probeBwrap(ctx context.Context, e *Engine) verdict {

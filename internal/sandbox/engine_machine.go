@@ -19,7 +19,6 @@ import (
 type here struct {
 	goos   string // as runtime.GOOS
 	kernel string // as uname -r says it; empty: unknown
-	init   string // of podman, see podmanInit
 }
 
 // verdict is why an engine does not work and what to do; the zero value says that it does.
@@ -31,8 +30,6 @@ func (v verdict) bad() bool { return v.detail != "" }
 type dockerInfo struct {
 	ServerVersion, OperatingSystem, KernelVersion, Architecture, Name string
 	SecurityOptions, ServerErrors                                     []string
-	InitBinary                                                        string
-	InitCommit                                                        struct{ ID string }
 }
 
 // way is what has led an engine's client to where it connects, if a person has chosen that.
@@ -99,9 +96,6 @@ func judgeDocker(at here, endpoint string, info dockerInfo, e *Engine) {
 		name, _, _ := strings.Cut(o, ",")
 		e.Rootless = e.Rootless || name == "name=rootless"
 		e.Remapped = e.Remapped || name == "name=userns"
-	}
-	if info.InitBinary != "" && info.InitCommit.ID != "N/A" {
-		e.Init = defaultInit
 	}
 	desktop := info.OperatingSystem == "Docker Desktop"
 	// A server on this machine runs on our kernel. Docker Desktop in WSL does so too, and still has other mounts.
@@ -201,7 +195,6 @@ func judgePodman(at here, info podmanInfo, e *Engine) verdict {
 		return verdict{"no subordinate UIDs are given to you",
 			"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME, which is yours; then, as yourself: podman system migrate"}
 	}
-	e.Init = at.init
 	return verdict{}
 }
 

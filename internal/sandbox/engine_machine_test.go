@@ -40,25 +40,25 @@ func TestJudgeDocker(t *testing.T) {
 		want           Engine
 	}{
 		"Docker Desktop": {mac, "unix:///Users/me/.docker/run/docker.sock", infoDesktopMac,
-			Engine{Version: "28.3.2", Product: "Docker Desktop", Arch: "arm64", VM: true, Init: defaultInit}},
+			Engine{Version: "28.3.2", Product: "Docker Desktop", Arch: "arm64", VM: true}},
 		"Docker Desktop on Linux": {linux, "unix:///home/me/.docker/desktop/docker.sock", infoDesktopLinux,
-			Engine{Version: "28.3.2", Product: "Docker Desktop", Arch: "amd64", VM: true, Init: defaultInit}},
+			Engine{Version: "28.3.2", Product: "Docker Desktop", Arch: "amd64", VM: true}},
 		// One kernel for all of WSL.
 		"Docker Desktop in WSL": {here{goos: "linux", kernel: "6.10.14-linuxkit"}, "unix:///var/run/docker.sock", infoDesktopLinux,
-			Engine{Version: "28.3.2", Product: "Docker Desktop", Arch: "amd64", VM: true, Init: defaultInit}},
+			Engine{Version: "28.3.2", Product: "Docker Desktop", Arch: "amd64", VM: true}},
 		"OrbStack": {mac, "unix:///Users/me/.orbstack/run/docker.sock", infoOrbStack,
-			Engine{Version: "28.2.2", Product: "OrbStack", Arch: "arm64", VM: true, Init: defaultInit}},
+			Engine{Version: "28.2.2", Product: "OrbStack", Arch: "arm64", VM: true}},
 		"Colima": {mac, "unix:///Users/me/.colima/default/docker.sock", infoColima,
-			Engine{Version: "27.4.0", Product: "Colima", Arch: "amd64", VM: true, Init: defaultInit}},
+			Engine{Version: "27.4.0", Product: "Colima", Arch: "amd64", VM: true}},
 		"Colima on Linux": {linux, "unix:///home/me/.colima/default/docker.sock", infoColima,
-			Engine{Version: "27.4.0", Product: "Colima", Arch: "amd64", VM: true, Init: defaultInit}},
+			Engine{Version: "27.4.0", Product: "Colima", Arch: "amd64", VM: true}},
 		"Rancher Desktop": {mac, "unix:///Users/me/.rd/docker.sock", infoRancher,
-			Engine{Version: "26.1.5", Product: "Rancher Desktop", Arch: "amd64", VM: true, Init: defaultInit}},
+			Engine{Version: "26.1.5", Product: "Rancher Desktop", Arch: "amd64", VM: true}},
 		"some other machine": {mac, "unix:///Users/me/.lima/docker/sock/docker.sock", infoRootless,
-			Engine{Version: "28.2.2", Arch: "amd64", VM: true, Rootless: true, Init: defaultInit}},
+			Engine{Version: "28.2.2", Arch: "amd64", VM: true, Rootless: true}},
 		"Linux":           {linux, "unix:///var/run/docker.sock", infoDebian, Engine{Version: "28.2.2", Arch: "amd64"}},
-		"Linux, rootless": {linux, "unix:///run/user/1000/docker.sock", infoRootless, Engine{Version: "28.2.2", Arch: "amd64", Rootless: true, Init: defaultInit}},
-		"Linux, remapped": {linux, "unix:///srv/docker.sock", infoRemapped, Engine{Version: "28.2.2", Arch: "amd64", Remapped: true, Init: defaultInit}},
+		"Linux, rootless": {linux, "unix:///run/user/1000/docker.sock", infoRootless, Engine{Version: "28.2.2", Arch: "amd64", Rootless: true}},
+		"Linux, remapped": {linux, "unix:///srv/docker.sock", infoRemapped, Engine{Version: "28.2.2", Arch: "amd64", Remapped: true}},
 		"kernel unknown":  {here{goos: "linux"}, "", infoDebian, Engine{Version: "28.2.2", Arch: "amd64"}},
 	} {
 		var info dockerInfo
@@ -166,7 +166,7 @@ func TestJudgePodman(t *testing.T) {
 		service = `{"host":{"arch":"amd64","kernel":"6.18.44","serviceIsRemote":true,"idMappings":{"gidmap":null,"uidmap":null},"security":{"rootless":false}},"version":{"Version":"4.3.1"}}`
 		single  = `{"host":{"arch":"amd64","kernel":"6.18.44","idMappings":{"uidmap":[{"container_id":0,"host_id":1000,"size":1}]},"security":{"rootless":true}},"version":{"Version":"4.3.1"}}`
 	)
-	linux, mac := here{goos: "linux", kernel: "6.18.44", init: "/usr/bin/tini-static"}, here{goos: "darwin"}
+	linux, mac := here{goos: "linux", kernel: "6.18.44"}, here{goos: "darwin"}
 	names := []string{"host.containers.internal", "host.docker.internal"}
 	for name, c := range map[string]struct {
 		at   here
@@ -176,8 +176,8 @@ func TestJudgePodman(t *testing.T) {
 	}{
 		"machine":          {mac, machine, Engine{Version: "5.3.1", Product: "podman machine", Arch: "arm64", Rootless: true, VM: true, Service: true, HostNames: names}, ""},
 		"machine on Linux": {linux, machine, Engine{Version: "5.3.1", Product: "podman machine", Arch: "arm64", Rootless: true, VM: true, Service: true, HostNames: names}, ""},
-		"rootful":          {linux, rootful, Engine{Version: "4.3.1", Arch: "amd64", Init: "/usr/bin/tini-static"}, ""},
-		"a service here":   {linux, service, Engine{Version: "4.3.1", Arch: "amd64", Service: true, Init: "/usr/bin/tini-static"}, ""},
+		"rootful":          {linux, rootful, Engine{Version: "4.3.1", Arch: "amd64"}, ""},
+		"a service here":   {linux, service, Engine{Version: "4.3.1", Arch: "amd64", Service: true}, ""},
 		"one UID":          {linux, single, Engine{Version: "4.3.1", Arch: "amd64", Rootless: true}, "no subordinate UIDs"},
 	} {
 		var info podmanInfo

@@ -20,7 +20,7 @@ const (
 
 // passedOn are the options of docker and podman that limit a container, name something in it, or concern its network and its image.
 var passedOn = map[string]arity{
-	"init": noValue, "read-only": noValue, "read-only-tmpfs": noValue, "quiet": noValue, "publish-all": noValue, "oom-kill-disable": noValue,
+	"read-only": noValue, "read-only-tmpfs": noValue, "quiet": noValue, "publish-all": noValue, "oom-kill-disable": noValue,
 	"no-healthcheck": noValue, "no-hosts": noValue, "no-hostname": noValue, "passwd": noValue, "disable-content-trust": noValue, "tls-verify": noValue,
 
 	"blkio-weight": anyValue, "cgroup-parent": anyValue, "cgroups": anyValue, "cpu-period": anyValue, "cpu-quota": anyValue, "cpu-rt-period": anyValue,
@@ -51,7 +51,7 @@ var notPassedOn = map[string]string{
 	"user": sets, "u": sets, "uidmap": sets, "gidmap": sets, "subuidname": sets, "subgidname": sets, "cap-drop": sets,
 	"name": sets, "rm": sets, "detach": sets, "d": sets, "detach-keys": sets, "entrypoint": sets, "init-path": sets, "cidfile": sets,
 	"interactive": sets, "i": sets, "tty": sets, "t": sets, "attach": sets, "a": sets, "sig-proxy": sets, "replace": sets, "restart": sets,
-	"workdir": sets, "w": sets, "log-driver": sets, "log-opt": sets,
+	"workdir": sets, "w": sets, "log-driver": sets, "log-opt": sets, "init": sets,
 }
 
 const (

@@ -29,7 +29,7 @@ type Stdio struct{ In, Out, Err *os.File }
 // Run runs the command and returns its exit status: its own, 128 plus the number of the signal that ended it, or
 // ExitEngine, ExitCannotRun, ExitNotFound. An error comes with ExitEngine.
 //
-// While it runs, SIGINT, SIGTERM, SIGHUP and SIGQUIT are handed to the command, whatever else the caller does with them; ctx
+// While it runs, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are handed to the command, SIGWINCH where there is no terminal, whatever else the caller does with them; ctx
 // is a further way to say SIGTERM, so it should not be one that these signals end. After SIGTERM or SIGHUP, or SIGINT where
 // nobody sits at a terminal, the command has Spec.Grace to end before it is killed.
 //
@@ -78,7 +78,11 @@ type run struct {
 
 func (r *run) run(ctx context.Context) (int, error) {
 	signals := make(chan os.Signal, 16)
-	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+	wanted := []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
+	if !r.plan.terminal { // which tells the command its size by itself
+		wanted = append(wanted, syscall.SIGWINCH)
+	}
+	for _, sig := range wanted {
 		if !signal.Ignored(sig) { // as nohup(1) has asked for
 			signal.Notify(signals, sig)
 		}

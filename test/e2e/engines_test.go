@@ -260,8 +260,12 @@ func TestSandboxSeesNothingElse(t *testing.T) {
 func TestSandboxIsToldToEnd(t *testing.T) {
 	eachEngine(t, func(t *testing.T, s *sandboxed) {
 		// A program that handles the signal decides itself how it ends.
-		b := s.start(s.command(s.args(nil, append(s.shell, `trap 'echo told; exit 33' TERM; echo ready; while :; do sleep 0.05; done`)...)...))
+		b := s.start(s.command(s.args(nil, append(s.shell, `trap 'echo told; exit 33' TERM; trap 'echo first' USR1; trap 'echo second' USR2; trap 'echo size' WINCH; echo ready; while :; do sleep 0.05; done`)...)...))
 		eventually(t, time.Minute, "the command runs", func() bool { return strings.Contains(b.stdout.String(), "ready") })
+		for sig, says := range map[syscall.Signal]string{syscall.SIGUSR1: "first", syscall.SIGUSR2: "second", syscall.SIGWINCH: "size"} {
+			b.signal(sig)
+			eventually(t, patience, "the command hears of "+sig.String(), func() bool { return strings.Contains(b.stdout.String(), says) })
+		}
 		b.signal(syscall.SIGTERM)
 		if code := b.wait(patience); code != 33 || !strings.Contains(b.stdout.String(), "told") {
 			t.Errorf("status %d, want the command's own 33; stdout: %s stderr: %s", code, b.stdout, b.stderr)
