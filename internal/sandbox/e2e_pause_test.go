@@ -14,14 +14,14 @@ import (
 	"testing"
 )
 
-// pauseWhenTold is part of the runner: SIGUSR1 pauses what it runs, SIGUSR2 resumes that. It says so on stdout.
+// pauseWhenTold is part of the runner: SIGIO pauses what it runs, SIGPWR resumes that (those that Run does not hand on). It says so on stdout.
 func pauseWhenTold(s *Sandbox) {
 	told := make(chan os.Signal, 1)
-	signal.Notify(told, syscall.SIGUSR1, syscall.SIGUSR2)
+	signal.Notify(told, syscall.SIGIO, syscall.SIGPWR)
 	go func() {
 		var p *Paused
 		for sig := range told {
-			if sig == syscall.SIGUSR2 {
+			if sig == syscall.SIGPWR {
 				p.Resume()
 				fmt.Print("resumed\r\n")
 				continue
@@ -71,7 +71,7 @@ func TestE2EPause(t *testing.T) {
 		io.WriteString(master, "one\n")
 		expect("one") // of the terminal
 		expect(fmt.Sprintf("%d one", f.id.uid))
-		tell(syscall.SIGUSR1)
+		tell(syscall.SIGIO)
 		expect("paused: <nil>")
 		var family []procStat
 		if self, err := readStat(cmd.Process.Pid); err == nil {
@@ -91,13 +91,13 @@ func TestE2EPause(t *testing.T) {
 		if len(family) == 0 || running > 1 || (running == 1) == (f.kind == Bwrap) {
 			t.Errorf("of %d processes %d run", len(family), running)
 		}
-		tell(syscall.SIGUSR2)
+		tell(syscall.SIGPWR)
 		expect("resumed")
 		io.WriteString(master, "two\n")
 		expect("two")
 		expect(fmt.Sprintf("%d two", f.id.uid)) // the socket has been left alone, whatever carries it
 
-		tell(syscall.SIGUSR1)
+		tell(syscall.SIGIO)
 		expect("paused: <nil>")
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
