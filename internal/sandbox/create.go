@@ -3,8 +3,11 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -23,8 +26,10 @@ func (r *run) create(ctx context.Context, signals <-chan os.Signal) (status int,
 	cmd := exec.Command(s.engine.Path, args...)
 	cmd.Dir, cmd.WaitDelay = "/", time.Second
 	cmd.Stdout = &firstBytes{} // the container's id
+	said := &firstBytes{}
+	cmd.Stderr = said
 	if r.stdio.Err != nil {
-		cmd.Stderr = r.stdio.Err
+		cmd.Stderr = io.MultiWriter(r.stdio.Err, said)
 	}
 	environment, file := splitEnv(s.engine.Kind, r.plan.env)
 	cmd.Env = s.host.makerEnv(s.engine.Kind, environment)
@@ -44,12 +49,25 @@ func (r *run) create(ctx context.Context, signals <-chan os.Signal) (status int,
 		return status, nil
 	}
 	if r.proc.err != nil {
-		return ExitEngine, nil
+		return ExitEngine, r.notMade(said.String())
 	}
 	if err := s.inspect(context.WithoutCancel(ctx), r.plan); err != nil {
 		return ExitEngine, err
 	}
 	return 0, nil
+}
+
+// notMade is why there is no container, of which the engine has said more.
+func (r *run) notMade(said string) error {
+	kind, dir := string(r.sandbox.engine.Kind), filepath.Dir(r.plan.socket)
+	hint := "see whether " + kind + " makes any container of this image, or try another --engine"
+	switch {
+	case r.plan.transport == TransportUnix && strings.Contains(said, dir):
+		hint = kind + " does not see " + dir + " as it is here (it may have a /tmp of its own, or be another user's): try --transport tls"
+	case len(r.plan.args) > 0:
+		hint = "leave out what --engine-arg says; or " + hint
+	}
+	return &Error{ErrStart, "the container could not be made", "the lines above say why", hint}
 }
 
 // wait waits until the client that makes the container has ended. A signal ends it, and the run: there is no command yet that it

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -132,6 +133,9 @@ func runner(file string) int {
 	status, err := s.Run(ctx, Stdio{os.Stdin, os.Stdout, os.Stderr})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "runner:", err)
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		fmt.Fprintln(os.Stderr, "hint:", e.Hint())
 	}
 	return status
 }

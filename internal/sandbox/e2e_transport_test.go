@@ -268,6 +268,25 @@ func TestE2ENotConnected(t *testing.T) {
 			f.spec.Spec.EngineArgs = append(f.spec.Spec.EngineArgs, "--runtime=no-such-runtime")
 			expect(t, f, ExitEngine, "no-such-runtime")
 		})
+		t.Run(name+" the engine does not see the socket", func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, engineNamed(t, strings.TrimSuffix(name, "-tls")))
+			// As with an engine that has a /tmp of its own.
+			real, err := exec.LookPath(string(f.kind))
+			if err != nil {
+				t.Fatal(err)
+			}
+			bin := filepath.Join(shared, "elsewhere-"+filepath.Base(f.dir))
+			script := fmt.Sprintf("#!/bin/sh\nif [ \"$1\" = create ]; then rm %q; fi\nexec %s \"$@\"\n", f.spec.Spec.Socket, real)
+			if err := os.Mkdir(bin, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(bin, string(f.kind)), []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			f.id.env = append(slices.Clone(f.id.env), "PATH="+bin+":"+os.Getenv("PATH"))
+			expect(t, f, ExitEngine, "the container could not be made", "try --transport tls")
+		})
 		t.Run(name+" exec fails", func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, engineNamed(t, name))
