@@ -142,7 +142,8 @@ remapped() {
 		install -d -m 755 "$dir"
 		rm -f "$dir/pid" "$dir/docker.sock"
 		# shellcheck disable=SC2046 # words without spaces
-		nohup setsid $(own_server "$dir" "--userns-remap=$user") >"$dir/log" 2>&1 </dev/null &
+		# In a network of its own: with --bridge=none a dockerd removes docker0, which is the usual server's.
+		nohup setsid unshare --net $(own_server "$dir" "--userns-remap=$user") >"$dir/log" 2>&1 </dev/null &
 		await_server "$dir/log" env DOCKER_HOST="unix://$dir/docker.sock" || return 1
 	fi
 	has_image env DOCKER_HOST="unix://$dir/docker.sock"

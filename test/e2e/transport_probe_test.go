@@ -16,21 +16,19 @@ import (
 func TestSocketThatCannotBeReachedInside(t *testing.T) {
 	t.Parallel()
 	const unreachable = "credproxy: the proxy's socket cannot be reached from the sandbox: "
-	// changed has each word of `run` pass a sed script.
-	changed := func(sed string) string {
-		return `if [ "$1" = run ]; then for word; do
-			changed=$(printf '%s\n' "$word" | sed "` + sed + `") && shift && set -- "$@" ${changed:+"$changed"}
-		done; fi`
+	// replaced has the socket's place taken once the container is made and has been looked at.
+	replaced := func(by string) string {
+		return `if [ "$1" = start ]; then for path in "$TMPDIR"/llxprt-cred-*/*.sock; do ` + by + `; done; fi`
 	}
-	const anotherSocket = `/^--mount=/s#src=[^,]*\.sock#src=$here/another.sock#`
+	const byAnother = `mv "$here/another.sock" "$path"`
 	for _, c := range []struct {
 		name, transport string
 		script          string
 		another         func(t *testing.T, s *sandboxed, path string) // makes what is mounted instead
 		says            []string
 	}{
-		{"nothing is mounted", "unix", changed(`/^--mount=.*\.sock/d`), nil, []string{unreachable, "hint: ", "--transport tls"}},
-		{"a socket of another machine is mounted", "unix", changed(anotherSocket), func(t *testing.T, s *sandboxed, path string) {
+		{"no socket is mounted", "unix", replaced(`: >"$here/file" && mv "$here/file" "$path"`), nil, []string{unreachable, "hint: ", "--transport tls"}},
+		{"a socket of another machine is mounted", "unix", replaced(byAnother), func(t *testing.T, s *sandboxed, path string) {
 			fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 			if err != nil {
 				t.Fatal(err)
@@ -41,7 +39,7 @@ func TestSocketThatCannotBeReachedInside(t *testing.T) {
 			}
 			s.own(path)
 		}, []string{unreachable, "refused", "hint: ", "--transport tls"}},
-		{"the socket of another user is mounted", "unix", changed(anotherSocket), func(t *testing.T, s *sandboxed, path string) {
+		{"the socket of another user is mounted", "unix", replaced(byAnother), func(t *testing.T, s *sandboxed, path string) {
 			listenUnix(t, path, func(c net.Conn) { c.Close() })
 			if err := os.Chown(path, stranger, stranger); err != nil {
 				t.Fatal(err)
@@ -50,7 +48,7 @@ func TestSocketThatCannotBeReachedInside(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, []string{unreachable, "permission denied", "hint: ", "--transport tls"}},
-		{"the socket of another program is mounted", "unix", changed(anotherSocket), func(t *testing.T, s *sandboxed, path string) {
+		{"the socket of another program is mounted", "unix", replaced(byAnother), func(t *testing.T, s *sandboxed, path string) {
 			listenUnix(t, path, func(c net.Conn) {
 				_, _ = c.Write([]byte("220 hello, this is something else\r\n"))
 				c.Close()
@@ -80,6 +78,13 @@ func TestSocketThatCannotBeReachedInside(t *testing.T) {
 			}
 			if _, err := os.Lstat(s.work + "/ran"); err == nil {
 				t.Errorf("the command ran: %v", r)
+			}
+			if c.transport == "unix" { // what is not the proxy's it leaves alone
+				for _, path := range s.sockets() {
+					if err := os.Remove(path); err != nil {
+						t.Error(err)
+					}
+				}
 			}
 			s.nothingLeft(t, c.name)
 		})
