@@ -203,11 +203,11 @@ func (l *Listener) Close() error {
 	l.closed = true
 	clear(l.secret[:])
 	session, line := l.session, l.line
+	l.cancel() // first: whose connection is closed here looks at ctx, to know that he is not refused
 	for _, c := range l.waiting {
 		_ = c.conn.Close()
 	}
 	l.mu.Unlock()
-	l.cancel()
 	err := l.tcp.Close()
 	if session != nil {
 		end(session, line)

@@ -348,7 +348,9 @@ func TestAttachEndsWithItsContext(t *testing.T) {
 func TestCloseEndsTheUnfinished(t *testing.T) {
 	w := new(witness)
 	l := start(t, w.options(), usualTimes)
-	dialTCP(t, l)
+	for range maxUnfinished - 1 { // many, so that one of them looks while Close is at work
+		dialTCP(t, l)
+	}
 	if _, err := greet(dialTCP(t, l), nil); err != nil {
 		t.Fatal(err)
 	}
