@@ -365,11 +365,11 @@ func (r *run) supervise(ctx context.Context, signals <-chan os.Signal, fromTermi
 			continue
 		}
 		stop := sig == syscall.SIGTERM || sig == syscall.SIGHUP || sig == syscall.SIGINT && !interactive
-		if stop && grace == nil {
-			grace = time.After(r.sandbox.grace)
-		}
 		pausing.goOn(stop, resumeLimit)
 		forward(detached, sig)
+		if stop && grace == nil { // from when the command has the signal: an engine may take its time to bring it
+			grace = time.After(r.sandbox.grace)
+		}
 	}
 }
 
