@@ -136,7 +136,7 @@ func useTerminal(t *testing.T, f *fixture, controlling bool) {
 	lines := readLines(master)
 	expect := func(want string) {
 		t.Helper()
-		for deadline := time.After(30 * time.Second); ; {
+		for deadline := time.After(ample); ; {
 			select {
 			case line, ok := <-lines:
 				if strings.Contains(line, want) {

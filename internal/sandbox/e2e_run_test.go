@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestE2EWhatIsSeen(t *testing.T) {
@@ -200,6 +201,7 @@ func TestE2ESignals(t *testing.T) {
 			}
 			f.nothingLeft(t)
 		}
+		f.spec.Spec.Grace = time.Second
 		cmd := f.command(t, "credproxy", "hold", "whatever comes")
 		conn := f.held(t, cmd)
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {

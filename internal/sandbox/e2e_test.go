@@ -29,6 +29,10 @@ import (
 // The end-to-end tests run real engines, which test/engines.sh prepares, as root. Every run is a process of its own (this test
 // binary, started as `run-spec FILE`), as root or as the unprivileged user, so that it can be signalled and killed.
 
+// ample is how long a condition may take to come true before a test gives up, and how long a command may take to end: nothing of
+// what is tested depends on how quick a machine is.
+const ample = 2 * time.Minute
+
 // inside is the program that stands for credproxy in the sandboxes; testBinary is a copy of this one that all may run.
 var shared, inside, testBinary string
 
@@ -250,7 +254,7 @@ func newFixture(t *testing.T, c engineCase) *fixture {
 	f.listen(t, socket)
 	f.spec = runSpec{Kind: c.kind, Spec: Spec{
 		Socket: socket, Binary: inside, Workdir: filepath.Join(dir, "work"), Home: c.id.home,
-		ProtectedDirs: []string{filepath.Join(dir, "home")}, RunDir: filepath.Join(dir, "runs"), Grace: time.Second,
+		ProtectedDirs: []string{filepath.Join(dir, "home")}, RunDir: filepath.Join(dir, "runs"), Grace: ample,
 		Transport: c.transport,
 	}}
 	if c.kind != Bwrap {
@@ -456,7 +460,7 @@ func (f *fixture) held(t *testing.T, cmd *exec.Cmd) *bufio.Reader {
 	case conn := <-f.conns:
 		t.Cleanup(func() { conn.Close() })
 		return bufio.NewReader(conn)
-	case <-time.After(30 * time.Second):
+	case <-time.After(ample):
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		said, _ := os.ReadFile(errs.Name())
@@ -473,7 +477,7 @@ func gone(t *testing.T, conn *bufio.Reader) string {
 	select {
 	case s := <-said:
 		return s
-	case <-time.After(30 * time.Second):
+	case <-time.After(ample):
 		t.Fatal("the program inside still runs")
 		return ""
 	}

@@ -329,6 +329,7 @@ func TestE2ELost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, engineNamed(t, name))
+			f.spec.Spec.Grace = time.Second
 			cmd := f.command(t, "credproxy", "hold", "whatever comes")
 			conn := f.held(t, cmd)
 			for _, pid := range carriersOf(t, cmd.Process.Pid) {
@@ -343,10 +344,9 @@ func TestE2ELost(t *testing.T) {
 			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
-			begun := time.Now()
 			_ = cmd.Wait()
-			if got := cmd.ProcessState.ExitCode(); got != 137 || time.Since(begun) > 20*time.Second {
-				t.Errorf("status %d after %v", got, time.Since(begun))
+			if got := cmd.ProcessState.ExitCode(); got != 137 { // killed after the grace period
+				t.Errorf("status %d", got)
 			}
 			f.nothingLeft(t)
 		})
