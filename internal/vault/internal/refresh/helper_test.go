@@ -178,7 +178,7 @@ func newPlace(t testing.TB, i *issuer) place {
 // open opens the place as one process does. end closes it, and returns what Close of the journal does.
 func (p place) open() (opened *process, end func() error, err error) {
 	s, err := backend.Open(context.Background(), backend.Options{
-		Kind: p.Kind, Dir: p.Store, LockDir: filepath.Join(p.Store, "locks"), RecoveryDir: p.Recovery[0], Key: string(file.KeyFile), Bus: p.Bus,
+		Kind: p.Kind, Dir: p.Store, LockDir: filepath.Join(p.Store, "locks"), RecoveryDir: p.Recovery[0], Key: string(file.KeyFile), Bus: p.Bus, Limit: time.Minute,
 	})
 	if err != nil {
 		return nil, nil, err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/file"
@@ -22,8 +23,9 @@ type Options struct {
 	RecoveryDir string // of what Sealer needs beside a keyring; "": then a keyring has no Sealer
 	Key         string // where the file store's key is, a file.Key; "" is file.KeyAuto
 	Passphrase  func(ctx context.Context, confirm bool) (string, error)
-	Bus         string       // see keyring.Options
-	Logger      *slog.Logger // see keyring.Options
+	Bus         string        // see keyring.Options
+	Limit       time.Duration // see keyring.Options
+	Logger      *slog.Logger  // see keyring.Options
 }
 
 // Sealer encrypts and decrypts, with a key that it has in memory. It is safe for concurrent use.
@@ -63,7 +65,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	default:
 		return nil, fmt.Errorf("there is no kind of store %q: take auto, keyring or file", o.Kind)
 	}
-	k, err := keyring.Open(keyring.Options{LockDir: o.LockDir, Bus: o.Bus, Logger: o.Logger})
+	k, err := keyring.Open(keyring.Options{LockDir: o.LockDir, Bus: o.Bus, Limit: o.Limit, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
@@ -19,7 +20,7 @@ var item = store.Item{Service: store.ServiceLogins, Account: "acme:default"}
 func options(t *testing.T, kind, bus string) backend.Options {
 	t.Helper()
 	dir := t.TempDir()
-	return backend.Options{Kind: kind, Dir: filepath.Join(dir, "files"), LockDir: filepath.Join(dir, "locks"), RecoveryDir: filepath.Join(dir, "recovery"), Bus: bus}
+	return backend.Options{Kind: kind, Dir: filepath.Join(dir, "files"), LockDir: filepath.Join(dir, "locks"), RecoveryDir: filepath.Join(dir, "recovery"), Bus: bus, Limit: time.Minute}
 }
 
 func open(t *testing.T, o backend.Options) *backend.Store {
@@ -67,7 +68,7 @@ func TestAuto(t *testing.T) {
 		t.Errorf("with a locked keyring: %v", err)
 	}
 
-	keyringtest.End(session.Keyring)
+	session.EndKeyring(t)
 	o = options(t, "auto", session.Address)
 	if s := open(t, o); s.Name() != "file" || !errors.Is(s.NotKeyring, store.ErrUnavailable) {
 		t.Errorf("without a keyring: %s, %v", s.Name(), s.NotKeyring)
@@ -209,6 +210,6 @@ func TestSealerWithoutAKeyring(t *testing.T) {
 	}
 	session.Unlock(t)
 	wantSealed(t, open(t, o), sealed, "v")
-	keyringtest.End(session.Keyring)
+	session.EndKeyring(t)
 	wantSealed(t, open(t, o), sealed, "v")
 }

@@ -63,8 +63,8 @@ func socketPaths(address string) ([]string, error) {
 	return paths, nil
 }
 
-// connect connects to the bus, within limit.
-func connect(ctx context.Context, address string) (*dbus.Conn, error) {
+// connect connects to the bus, within limit, which every write to it has as well.
+func connect(ctx context.Context, address string, limit time.Duration) (*dbus.Conn, error) {
 	if address == "" {
 		var err error
 		if address, err = sessionBus(); err != nil {
@@ -77,7 +77,7 @@ func connect(ctx context.Context, address string) (*dbus.Conn, error) {
 	}
 	var failed error
 	for _, path := range paths {
-		conn, err := connectTo(ctx, path)
+		conn, err := connectTo(ctx, path, limit)
 		if err == nil {
 			return conn, nil
 		}
@@ -89,7 +89,7 @@ func connect(ctx context.Context, address string) (*dbus.Conn, error) {
 	return nil, fmt.Errorf("%w: connecting to the D-Bus session: %w", store.ErrUnavailable, failed)
 }
 
-func connectTo(ctx context.Context, path string) (*dbus.Conn, error) {
+func connectTo(ctx context.Context, path string, limit time.Duration) (*dbus.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	raw, err := new(net.Dialer).DialContext(ctx, "unix", path)
@@ -109,7 +109,7 @@ func connectTo(ctx context.Context, path string) (*dbus.Conn, error) {
 	if err := checkBus(raw.(*net.UnixConn)); err != nil {
 		return fail(err)
 	}
-	conn, err := dbus.NewConn(patientConn{raw})
+	conn, err := dbus.NewConn(patientConn{raw, limit})
 	if err != nil {
 		return fail(err)
 	}
@@ -150,12 +150,15 @@ func checkBus(c *net.UnixConn) error {
 	return nil
 }
 
-// patientConn gives every write the limit. The library writes in the goroutine of the caller, without its context: a bus
+// patientConn gives every write a limit. The library writes in the goroutine of the caller, without its context: a bus
 // that does not read would hold it for ever. A write that fails so closes the connection.
-type patientConn struct{ net.Conn }
+type patientConn struct {
+	net.Conn
+	limit time.Duration
+}
 
 func (c patientConn) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(limit)); err != nil {
+	if err := c.SetWriteDeadline(time.Now().Add(c.limit)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(p)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 
@@ -46,14 +47,15 @@ type secretStruct struct {
 type service struct {
 	bus     *dbus.Conn
 	session dbus.ObjectPath
+	limit   time.Duration // of one call
 }
 
-func openService(ctx context.Context, address string) (*service, error) {
-	bus, err := connect(ctx, address)
+func openService(ctx context.Context, address string, limit time.Duration) (*service, error) {
+	bus, err := connect(ctx, address, limit)
 	if err != nil {
 		return nil, err
 	}
-	s := &service{bus: bus}
+	s := &service{bus: bus, limit: limit}
 	var output dbus.Variant
 	if err := s.call(ctx, servicePath, serviceIface+".OpenSession", []any{"plain", dbus.MakeVariant("")}, &output, &s.session); err != nil {
 		_ = bus.Close()
@@ -62,16 +64,16 @@ func openService(ctx context.Context, address string) (*service, error) {
 	return s, nil
 }
 
-// call calls a method, within limit, and stores what it returns in results.
+// call calls a method, within the limit, and stores what it returns in results.
 func (s *service) call(ctx context.Context, path dbus.ObjectPath, method string, args []any, results ...any) error {
-	limited, cancel := context.WithTimeout(ctx, limit)
+	limited, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
-	return finish(ctx, method, s.bus.Object(destination, path).CallWithContext(limited, method, 0, args...), results)
+	return s.finish(ctx, method, s.bus.Object(destination, path).CallWithContext(limited, method, 0, args...), results)
 }
 
-func finish(ctx context.Context, method string, call *dbus.Call, results []any) error {
+func (s *service) finish(ctx context.Context, method string, call *dbus.Call, results []any) error {
 	if call.Err != nil {
-		return failure(method, ended(ctx, call.Err))
+		return failure(method, ended(ctx, call.Err, s.limit))
 	}
 	if len(results) == 0 {
 		return nil
@@ -139,7 +141,7 @@ func properties[V any](ctx context.Context, s *service, items []dbus.ObjectPath,
 }
 
 func addProperties[V any](ctx context.Context, s *service, items []dbus.ObjectPath, name string, values map[dbus.ObjectPath]V) error {
-	limited, cancel := context.WithTimeout(ctx, limit)
+	limited, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
 	calls := make([]*dbus.Call, len(items))
 	for i, item := range items {
@@ -148,7 +150,7 @@ func addProperties[V any](ctx context.Context, s *service, items []dbus.ObjectPa
 	for i, item := range items {
 		<-calls[i].Done
 		var v dbus.Variant
-		err := finish(ctx, getProperty, calls[i], []any{&v})
+		err := s.finish(ctx, getProperty, calls[i], []any{&v})
 		if errors.Is(err, errGone) {
 			continue
 		}

@@ -1,10 +1,12 @@
 package keyring
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 
@@ -19,6 +21,7 @@ import (
 type Store struct {
 	locks   locks
 	address string
+	limit   time.Duration // of one call
 
 	// turn is held by whoever uses conn itself (not what it points to). It is a channel so that waiting ends with the
 	// waiter's ctx. conn is nil until the first call and after the connection broke.
@@ -27,7 +30,7 @@ type Store struct {
 }
 
 func open(o Options, l locks) *Store {
-	return &Store{locks: l, address: o.Bus, turn: make(chan struct{}, 1)}
+	return &Store{locks: l, address: o.Bus, limit: cmp.Or(o.Limit, limit), turn: make(chan struct{}, 1)}
 }
 
 // Close closes the connection. A call after it connects again.
@@ -55,7 +58,7 @@ func (s *Store) service(ctx context.Context, broken *service) (*service, error) 
 		s.conn = nil
 	}
 	if s.conn == nil {
-		conn, err := openService(ctx, s.address)
+		conn, err := openService(ctx, s.address, s.limit)
 		if err != nil {
 			return nil, err
 		}
