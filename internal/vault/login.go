@@ -95,7 +95,9 @@ func (v *Vault) Login(ctx context.Context, providerName, bucket string, o LoginO
 	}
 	log.Debug("the provider has issued the login", "took", took())
 	// The person is waiting, but a login that the provider has issued is stored even if they go away now.
-	if err := v.storeGrant(context.WithoutCancel(ctx), providerName, bucket, g); err != nil {
+	err = v.storeGrant(context.WithoutCancel(ctx), providerName, bucket, g)
+	l.Told(err)
+	if err != nil {
 		log.Debug("the login could not be stored", "took", took(), "error", err)
 		return err
 	}
@@ -170,7 +172,7 @@ func (v *Vault) startLogin(ctx context.Context, providerName, flow string) (*flo
 	if err != nil {
 		return nil, err
 	}
-	return flows.Start(ctx, v.client, flows.Request{Provider: p, Flow: flow, Secret: clientSecret})
+	return flows.Start(ctx, v.client, flows.Request{Provider: p, Flow: flow, Secret: clientSecret, Told: true})
 }
 
 // clientSecret reads the stored key that a confidential client names.

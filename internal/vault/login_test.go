@@ -276,6 +276,32 @@ func TestLoginFromInside(t *testing.T) {
 	}
 }
 
+// When the browser has its page, the login is stored.
+func TestPageComesAfterTheStore(t *testing.T) {
+	v, _ := newVault(t, newServer(t, oauthtest.Options{}), nil)
+	ctx := context.Background()
+	const stored, unknown = "You are logged in", "could be stored"
+
+	session, err := v.BeginLogin(ctx, 7, "acme", "inside", wire.FlowBrowserRedirect, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	browser := &person{t: t}
+	browser.get(session.AuthURL, true)
+	if !v.HasLogin(ctx, "acme", "inside") || !strings.Contains(browser.page, stored) || strings.Contains(browser.page, unknown) {
+		t.Errorf("a sandbox's login: %s", browser.page)
+	}
+
+	browser = &person{t: t}
+	if err := v.Login(ctx, "acme", "host", LoginOptions{Face: browser}); err != nil {
+		t.Fatal(err)
+	}
+	browser.opened.Wait()
+	if !strings.Contains(browser.page, stored) || strings.Contains(browser.page, unknown) {
+		t.Errorf("a login on the host: %s", browser.page)
+	}
+}
+
 // A login that could not be served inside does not take the place of one that can.
 func TestLoginThatCannotGoInside(t *testing.T) {
 	s := newServer(t, oauthtest.Options{})

@@ -91,6 +91,7 @@ type person struct {
 	asked  []string // the problems that AskCode was called with
 	answer func(asked int, address string) string
 	url    string
+	page   string // the last one; of a login by browser once opened is done
 }
 
 func (p *person) get(u string, follow bool) string {
@@ -103,8 +104,9 @@ func (p *person) get(u string, follow bool) string {
 		p.t.Error(err)
 		return ""
 	}
-	_, _ = io.Copy(io.Discard, resp.Body)
+	body, _ := io.ReadAll(resp.Body)
 	_ = resp.Body.Close()
+	p.page = string(body)
 	return resp.Header.Get("Location")
 }
 

@@ -19,8 +19,13 @@ import (
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
 )
 
-// lastPage is how long closing waits for a browser to take its last page.
-const lastPage = 2 * time.Second
+const (
+	// lastPage is how long closing waits for a browser to take its last page.
+	lastPage = 2 * time.Second
+	// toldLimit is how long a page waits to hear whether the login is stored. With the exchange it is below pageLimit.
+	toldLimit = 20 * time.Second
+	pageLimit = time.Minute
+)
 
 // callback listens for the redirect of one authorization (RFC 6749 section 4.1.2). It is the only reader of the
 // connections; Login.Close ends it.
@@ -128,7 +133,7 @@ func (l *Login) serve(listeners []net.Listener) {
 	c.server = &http.Server{
 		Handler:           c,
 		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      time.Minute, // a callback is answered after the exchange
+		WriteTimeout:      pageLimit, // a callback is answered after the exchange
 		MaxHeaderBytes:    32 << 10,
 		ErrorLog:          log.New(io.Discard, "", 0), // what browsers do wrong is nothing for the terminal
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
@@ -217,8 +222,14 @@ func (c *callback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c.done <- outcome{g, err}
 	closeAll(c.listeners) // this was all they were for; the page goes over its own connection
+	stored := false
+	if err == nil {
+		stored, err = c.login.stored()
+	}
 	denied, ok := errors.AsType[*provider.Error](err)
 	switch {
+	case stored:
+		page(w, http.StatusOK, "You are logged in", "You can close this page and go back to the terminal.")
 	case err == nil:
 		page(w, http.StatusOK, "You are logged in", "You can close this page and go back to the terminal, which says whether the login could be stored.")
 	case ok && denied.Kind == provider.Denied:
@@ -227,6 +238,28 @@ func (c *callback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		page(w, http.StatusServiceUnavailable, "Login cancelled", "Nobody waits for this login any more. You can close this page. To log in, start again from the terminal.")
 	default:
 		page(w, http.StatusBadGateway, "Login failed", "The reason is in the terminal. You can close this page. To try again, start again from the terminal.")
+	}
+}
+
+// stored waits to be told what has become of the grant. false and no error: nobody has said so in time.
+func (l *Login) stored() (bool, error) {
+	if l.told == nil {
+		return false, nil
+	}
+	timer := time.NewTimer(toldLimit)
+	defer timer.Stop()
+	select {
+	case err := <-l.told:
+		return err == nil, err
+	case <-timer.C:
+		return false, nil
+	case <-l.closing.Done():
+	}
+	select {
+	case err := <-l.told: // both at once
+		return err == nil, err
+	default:
+		return false, ErrClosed
 	}
 }
 

@@ -62,6 +62,40 @@ func TestBrowserLogin(t *testing.T) {
 	hides(t, w, page, l, *l.authorization, l.callback.done)
 }
 
+// The page says what has become of the grant, not only that there is one.
+func TestPageWaitsForTheStore(t *testing.T) {
+	w := newWorld(t, oauthtest.Options{})
+	for want, end := range map[string]func(*Login){
+		"You are logged in": func(l *Login) { l.Told(nil) },
+		"Login failed":      func(l *Login) { l.Told(errors.New("test-store-reason")) },
+		"Login cancelled":   (*Login).Close,
+	} {
+		l, err := Start(t.Context(), w.client, Request{Provider: w.p, Flow: FlowBrowser, Told: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(l.Close)
+		pages := make(chan string, 1)
+		go func() {
+			_, page := w.open(t, l.URL)
+			pages <- page
+		}()
+		if _, err := l.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case page := <-pages:
+			t.Errorf("before it was told: %s", page)
+		default:
+			end(l)
+			page := <-pages
+			if !strings.Contains(page, want) || strings.Contains(page, "could be stored") || strings.Contains(page, "test-store-reason") {
+				t.Errorf("want %q: %s", want, page)
+			}
+		}
+	}
+}
+
 // host is where a login listens.
 func host(l *Login) string {
 	u, _ := url.Parse(l.authorization.Redirect)

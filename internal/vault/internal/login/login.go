@@ -32,6 +32,10 @@ type Request struct {
 	Provider *provider.Provider
 	Flow     string        // "": the first of the provider's flows that works here
 	Secret   secret.String // of a confidential client; zero for a public one
+
+	// Told: whoever waits says by [Login.Told] what has become of the grant, and the browser's page says that. Without it
+	// the page can only say that the provider has issued one.
+	Told bool
 }
 
 // Login is one login that is under way. Its exported fields do not change. It prints, formats and logs as a placeholder.
@@ -52,6 +56,7 @@ type Login struct {
 	authorization *provider.Authorization // FlowPaste, FlowBrowser
 	device        *device                 // FlowDevice
 	callback      *callback               // FlowBrowser
+	told          chan error              // room for one; nil: nobody will say
 
 	closing context.Context // ended by Close: what the login does for nobody in particular ends with it
 	close   context.CancelFunc
@@ -113,6 +118,9 @@ func Start(ctx context.Context, c *provider.Client, r Request) (*Login, error) {
 		}
 		l := &Login{Flow: flow, client: c, secret: r.Secret}
 		l.closing, l.close = context.WithCancel(context.Background())
+		if r.Told {
+			l.told = make(chan error, 1)
+		}
 		switch flow {
 		case FlowBrowser:
 			err = l.startBrowser(ctx, p)
@@ -172,6 +180,14 @@ func (l *Login) Wait(ctx context.Context) (*grant.Grant, error) {
 		}
 	}
 	return g, err
+}
+
+// Told says what has become of the grant that Wait returned: nil, it is stored. It counts once.
+func (l *Login) Told(err error) {
+	select {
+	case l.told <- err:
+	default:
+	}
 }
 
 // PollInterval is how long to wait now between two questions about the login: with FlowDevice the interval of the

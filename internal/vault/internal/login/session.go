@@ -135,8 +135,11 @@ func (s *Sessions) conclude(n *session, g *grant.Grant, err error) {
 	} else if r.Token, err = s.keep(n, g); errors.Is(err, errOver) {
 		s.tellWhy(n)
 		return
-	} else if err != nil {
-		r.Err = s.crossing(err)
+	} else {
+		n.login.Told(err)
+		if err != nil {
+			r.Err = s.crossing(err)
+		}
 	}
 	if r.Err != nil {
 		r.Status, r.Token = wire.PollError, nil
