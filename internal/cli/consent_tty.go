@@ -224,7 +224,7 @@ func (t *tty) next(ctx context.Context, limit time.Duration) ([]byte, error) {
 		select {
 		case <-tick.C:
 		case <-timeout.C:
-			return nil, nil
+			return t.read() // what came since the last look was typed in time
 		case <-t.over:
 			return nil, errOver
 		case <-ctx.Done():
