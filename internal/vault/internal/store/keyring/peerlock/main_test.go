@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,7 +19,7 @@ import (
 	"github.com/credproxy/credproxy/internal/vault/internal/store/keyring/peerlock"
 )
 
-// roleVar has the test binary be another process of a test: "hold ROLE" or "rounds ROLE UNTIL".
+// roleVar has the test binary be another process of a test: "hold ROLE" or "rounds ROLE".
 const roleVar = "CREDPROXY_TEST_PEERLOCK"
 
 var login = store.Item{Service: store.ServiceLogins, Account: "acme:default"}
@@ -37,7 +36,7 @@ func TestMain(m *testing.M) {
 }
 
 // child takes the lock as a role. "hold" says so and waits for its end; "rounds" takes it again and again and checks
-// that nobody else has it, until a time in Unix ms; now and then it is killed, or kills itself, with the lock.
+// that nobody else has it, until its standard input ends; now and then it is killed, or kills itself, with the lock.
 func child(args []string) error {
 	peerlock.SetPace(4*time.Millisecond, 40*time.Millisecond)
 	l := lockOf(args[1])
@@ -51,18 +50,18 @@ func child(args []string) error {
 		l.unlock()
 		return nil
 	}
-	until, err := strconv.ParseInt(args[2], 10, 64)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithDeadline(ctx, time.UnixMilli(until))
-	defer cancel()
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		_, _ = os.Stdin.Read(make([]byte, 1))
+		cancel()
+	}()
+	fmt.Print(".")
 	oracle, err := os.OpenFile(filepath.Join(os.Getenv("HOME"), "oracle"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	for {
-		if err := l.lock(ctx); errors.Is(err, context.DeadlineExceeded) {
+		if err := l.lock(ctx); errors.Is(err, context.Canceled) {
 			return nil
 		} else if err != nil {
 			return err
