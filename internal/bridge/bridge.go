@@ -124,6 +124,7 @@ type times struct {
 	silent  time.Duration // from accept until a connection may be evicted for a newer one
 	begun   time.Duration // the same, when it has begun as ours do
 	first   time.Duration // from Accept to the last of a stream's first bytes
+	late    time.Duration // for one more handshake, once the session was let in; see lateHandshakes
 	// From when this side has closed a stream until it is forgotten although the other side has not closed it. A sandbox may be
 	// paused for so long and still find the end of an answer.
 	linger time.Duration
@@ -131,7 +132,7 @@ type times struct {
 
 var usualTimes = times{
 	proof: 5 * time.Second, carried: 30 * time.Second, silent: 100 * time.Millisecond, begun: time.Second,
-	first: 5 * time.Second, linger: 5 * time.Minute,
+	first: 5 * time.Second, late: 100 * time.Millisecond, linger: 5 * time.Minute,
 }
 
 // never is longer than any session. yamux's own time limit on writes must not be what decides: a line takes every frame at once,

@@ -19,7 +19,21 @@ import (
 	"github.com/credproxy/credproxy/internal/socket"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// patience is how long a test waits for what has to come: a machine may stand still for seconds.
+const patience = time.Minute
+
+// patientTimes are for what is not about time.
+func patientTimes() times {
+	limits := usualTimes
+	limits.proof, limits.carried, limits.begun, limits.first = patience, patience, patience, patience
+	limits.silent = 10 * time.Millisecond
+	return limits
+}
+
+func TestMain(m *testing.M) {
+	drainTime = patience
+	goleak.VerifyTestMain(m)
+}
 
 // pair is a listener and the inside that has attached to it, with its socket.
 type pair struct {
@@ -31,7 +45,7 @@ type pair struct {
 
 func newPair(t testing.TB) *pair {
 	t.Helper()
-	return newPairOver(t, usualTimes, nil)
+	return newPairOver(t, patientTimes(), nil)
 }
 
 // newPairOver has wrap stand between the inside and the network.
@@ -43,7 +57,7 @@ func newPairOver(t testing.TB, limits times, wrap func(net.Conn) net.Conn) *pair
 	if wrap != nil {
 		raw = wrap(raw)
 	}
-	s, err := Attach(tenSeconds(t), raw, l.Handover())
+	s, err := Attach(inTime(t), raw, l.Handover())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,26 +103,26 @@ func dialTCP(t testing.TB, l *Listener) net.Conn {
 // attachRaw proves itself as an honest inside does, and then leaves its TLS connection to the test.
 func attachRaw(t testing.TB, l *Listener) *tls.Conn {
 	t.Helper()
-	conn, err := shake(tenSeconds(t), dialTCP(t, l), l.Handover())
+	conn, err := shake(inTime(t), dialTCP(t, l), l.Handover())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return conn
 }
 
-func tenSeconds(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+func inTime(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// connect makes a connection inside and returns it with the host's end of it. Both have ten seconds.
+// connect makes a connection inside and returns it with the host's end of it. Both have all the time that a test has patience for.
 func (p *pair) connect(t testing.TB) (inside *net.UnixConn, host *Conn) {
 	t.Helper()
 	inside, host = p.dial(t)
 	t.Cleanup(func() { _, _ = inside.Close(), host.Close() })
 	for _, c := range []net.Conn{inside, host} {
-		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -155,7 +169,7 @@ func TestCarriesBothWays(t *testing.T) {
 // until waits for a condition.
 func until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); !cond(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain: %s", what)
 		}
@@ -221,9 +235,9 @@ func TestFinishDeliversLastWords(t *testing.T) {
 		}
 		_ = inside.Close()
 	}
-	p.session.Finish(10 * time.Second)
+	p.session.Finish(patience)
 	_ = p.session.Close()
-	limit := tenSeconds(t)
+	limit := inTime(t)
 	for i := range programs {
 		select {
 		case got := <-heard:
@@ -234,6 +248,65 @@ func TestFinishDeliversLastWords(t *testing.T) {
 			t.Fatalf("the host heard %d programs of %d", i, programs)
 		}
 	}
+}
+
+// What Serve has accepted and not counted yet is not overlooked, however long it takes.
+func TestFinishWaitsForServe(t *testing.T) {
+	l := start(t, Options{}, patientTimes())
+	s, err := Attach(inTime(t), dialTCP(t, l), l.Handover())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	program, err := net.Dial("unix", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = program.Close()
+	uc, err := ln.AcceptUnix() // as Serve does
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer uc.Close()
+	s.listener = ln
+	finished := make(chan struct{})
+	go func() { s.Finish(patience); close(finished) }()
+	waits := func(why string) {
+		t.Helper()
+		for range 20 {
+			select {
+			case <-finished:
+				t.Fatalf("Finish has returned although %s", why)
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}
+	if _, err := ln.AcceptUnix(); !errors.Is(err, os.ErrDeadlineExceeded) { // Finish has looked
+		t.Fatal(err)
+	}
+	waits("a connection was not counted")
+	s.mu.Lock()
+	s.outward[uc] = struct{}{}
+	s.rounds++
+	s.mu.Unlock()
+	waits("the host has not heard all of it")
+	s.said(uc)
+	var serve sync.WaitGroup
+	serve.Go(func() { // goes on
+		for {
+			if _, err := s.accept(ln); errors.Is(err, net.ErrClosed) {
+				return
+			}
+		}
+	})
+	<-finished
+	_ = ln.Close()
+	serve.Wait()
 }
 
 // The inside goes: the host learns it, nobody can attach again, and Accept waits for Close.
@@ -256,7 +329,7 @@ func TestLost(t *testing.T) {
 	}
 	accepted := make(chan error, 1)
 	go func() { _, err := p.l.Accept(); accepted <- err }()
-	if _, err := Attach(tenSeconds(t), dialTCP(t, p.l), p.l.Handover()); !errors.Is(err, ErrRefused) {
+	if _, err := Attach(inTime(t), dialTCP(t, p.l), p.l.Handover()); !errors.Is(err, ErrRefused) {
 		t.Errorf("to attach again: %v, want ErrRefused", err)
 	}
 	select {
@@ -272,8 +345,8 @@ func TestLost(t *testing.T) {
 
 // Serve ends when its listener is closed, too.
 func TestServeEndsWithItsListener(t *testing.T) {
-	l := start(t, Options{}, usualTimes)
-	s, err := Attach(tenSeconds(t), dialTCP(t, l), l.Handover())
+	l := start(t, Options{}, patientTimes())
+	s, err := Attach(inTime(t), dialTCP(t, l), l.Handover())
 	if err != nil {
 		t.Fatal(err)
 	}

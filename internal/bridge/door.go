@@ -19,9 +19,8 @@ const (
 	maxUnfinished = 64 // TCP connections that have not proved themselves
 
 	// Once the session is let in, whoever comes is a stranger, and a handshake is work: so many are made at once, and one more
-	// every lateInterval. The others are closed, not faster than one every latePause.
+	// as times.late says. The others are closed, not faster than one every latePause.
 	lateHandshakes = 10
-	lateInterval   = 100 * time.Millisecond
 	latePause      = time.Millisecond
 )
 
@@ -117,7 +116,7 @@ func (l *Listener) pause(d time.Duration) {
 func (l *Listener) enter(conn net.Conn) {
 	now := time.Now()
 	c := &candidate{conn: conn, remote: conn.RemoteAddr().String(), accepted: now, safe: now.Add(l.times.silent)}
-	if l.isUsed() && !l.late.take(now, lateHandshakes, lateInterval) {
+	if l.isUsed() && !l.late.take(now, lateHandshakes, l.times.late) {
 		_ = conn.Close()
 		l.refused.note(c.remote, ErrLate)
 		l.pause(latePause)

@@ -30,10 +30,12 @@ type Options struct {
 }
 
 const (
-	drainTime    = time.Second           // for what has been written when the session is closed
 	maxClosing   = 128                   // streams that the host has closed and the inside has not
 	closingPause = 50 * time.Millisecond // between two looks at whether they have become fewer
 )
+
+// drainTime is for what has been written when the session is closed. Only tests change it, before they begin.
+var drainTime = time.Second
 
 // Listener is the host's end: a TCP listener on loopback that lets in one session, and a net.Listener for the connections which
 // that session carries.
@@ -71,19 +73,9 @@ type Listener struct {
 func Listen(o Options) (*Listener, error) { return listen(o, usualTimes) }
 
 func listen(o Options, t times) (*Listener, error) {
-	public, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("make a key: %w", err)
-	}
-	// Nothing in it is looked at but the key.
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Unix(1<<33, 0)}
-	certificate, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
-	if err != nil {
-		return nil, fmt.Errorf("make a certificate: %w", err)
-	}
-	parsed, err := x509.ParseCertificate(certificate)
-	if err != nil {
-		return nil, fmt.Errorf("make a certificate: %w", err)
+	l := newListener(o, t)
+	if err := l.makeSecrets(); err != nil {
+		return nil, err
 	}
 	// No TCP keepalive: whoever is at the other end is on this machine, where a connection ends with its process. A machine that
 	// wakes up should find it.
@@ -91,8 +83,27 @@ func listen(o Options, t times) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on loopback: %w", err)
 	}
-	l := newListener(o, t)
 	l.tcp = tcp
+	l.running.Go(l.acceptTCP)
+	return l, nil
+}
+
+// makeSecrets makes the key and the secret.
+func (l *Listener) makeSecrets() error {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return fmt.Errorf("make a key: %w", err)
+	}
+	// Nothing in it is looked at but the key.
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Unix(1<<33, 0)}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	if err != nil {
+		return fmt.Errorf("make a certificate: %w", err)
+	}
+	parsed, err := x509.ParseCertificate(certificate)
+	if err != nil {
+		return fmt.Errorf("make a certificate: %w", err)
+	}
 	l.config = &tls.Config{
 		Certificates:           []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: private}},
 		MinVersion:             tls.VersionTLS13,
@@ -101,8 +112,7 @@ func listen(o Options, t times) (*Listener, error) {
 	}
 	l.pin = sha256.Sum256(parsed.RawSubjectPublicKeyInfo)
 	_, _ = rand.Read(l.secret[:]) // never fails
-	l.running.Go(l.acceptTCP)
-	return l, nil
+	return nil
 }
 
 // newListener makes a listener that has nothing to listen on yet.

@@ -48,7 +48,7 @@ func overBoth(t *testing.T, test func(e *ends)) {
 		}
 		defer host.Close()
 		for _, c := range []net.Conn{program, host} {
-			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(patience))
 		}
 		test(&ends{t, program.(*net.UnixConn), host.(*net.UnixConn)})
 	})
@@ -246,10 +246,10 @@ func TestHostClosesOnABlockedProgram(t *testing.T) {
 	overBoth(t, func(e *ends) {
 		fill(e, e.host)
 		fill(e, e.program)
-		_ = e.program.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		_ = e.program.SetWriteDeadline(time.Now().Add(patience))
 		writes := make(chan error, 1)
 		go func() {
-			_, err := e.program.Write(make([]byte, 1<<20))
+			_, err := e.program.Write(make([]byte, 16<<20))
 			writes <- err
 		}()
 		_ = e.host.Close()
@@ -259,7 +259,7 @@ func TestHostClosesOnABlockedProgram(t *testing.T) {
 	})
 }
 
-// fill writes until nothing goes any more.
+// fill writes until nothing goes for a while; a little may go later.
 func fill(e *ends, c net.Conn) (n int) {
 	e.Helper()
 	b := make([]byte, 16<<10)
@@ -285,7 +285,7 @@ func TestCloseReadEndsTheReader(t *testing.T) {
 			e.Error(err)
 		}
 		e.recv(e.host, "ore")
-		_ = e.host.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = e.host.SetReadDeadline(time.Now().Add(patience))
 		e.recvEnd(e.host)
 		e.hungUp(false)
 		e.send(e.host, "answer")
@@ -312,11 +312,10 @@ func TestCloseEndsWhoWaits(t *testing.T) {
 		}
 	})
 	overBoth(t, func(e *ends) {
-		fill(e, e.host)
-		_ = e.host.SetDeadline(time.Time{})
 		got := make(chan error, 2)
 		go func() { _, err := e.host.Read(make([]byte, 1)); got <- err }()
-		go func() { _, err := e.host.Write(make([]byte, 1)); got <- err }()
+		go func() { _, err := e.host.Write(make([]byte, 16<<20)); got <- err }() // there is no room for all of it
+		e.recv(e.program, "\x00")                                                // it has begun
 		_ = e.host.Close()
 		for range 2 {
 			if err := <-got; !errors.Is(err, net.ErrClosed) {
@@ -354,7 +353,7 @@ func TestDeadlines(t *testing.T) {
 		if _, err := e.host.Write(b); !errors.Is(err, os.ErrDeadlineExceeded) {
 			e.Errorf("write: %v, want os.ErrDeadlineExceeded", err)
 		}
-		_ = e.host.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = e.host.SetDeadline(time.Now().Add(patience))
 		sent := make(chan error, 1)
 		go func() {
 			_, err := e.host.Write([]byte("the end"))

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -65,11 +66,11 @@ func (w *witness) expect(t *testing.T, want ...error) {
 
 func TestWrongPin(t *testing.T) {
 	w := new(witness)
-	l := start(t, w.options(), usualTimes)
+	l := start(t, w.options(), patientTimes())
 	h := l.Handover()
 	h.Pin[31] ^= 1
 	raw := dialTCP(t, l)
-	if _, err := Attach(tenSeconds(t), raw, h); !errors.Is(err, ErrPin) {
+	if _, err := Attach(inTime(t), raw, h); !errors.Is(err, ErrPin) {
 		t.Errorf("%v, want ErrPin", err)
 	}
 	if h.Secret != [32]byte{} {
@@ -84,13 +85,13 @@ func TestWrongPin(t *testing.T) {
 // A wrong secret does not use up the right one; the right one works once, and that is for good.
 func TestOneSession(t *testing.T) {
 	w := new(witness)
-	l := start(t, w.options(), usualTimes)
+	l := start(t, w.options(), patientTimes())
 	attempt := func(change func(*Handover)) (*Session, error) {
 		h := l.Handover()
 		if change != nil {
 			change(h)
 		}
-		return Attach(tenSeconds(t), dialTCP(t, l), h)
+		return Attach(inTime(t), dialTCP(t, l), h)
 	}
 	wrong := func(h *Handover) { h.Secret[0] ^= 1 }
 	var told []error
@@ -127,7 +128,7 @@ func TestOneSession(t *testing.T) {
 
 // Many at once with the right secret: one is let in.
 func TestOneSessionOfMany(t *testing.T) {
-	l := start(t, Options{}, usualTimes)
+	l := start(t, Options{}, patientTimes())
 	var wg sync.WaitGroup
 	const many = lateHandshakes - 2 // all of them are heard
 	let := make(chan *Session, many)
@@ -138,7 +139,7 @@ func TestOneSessionOfMany(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			s, err := Attach(tenSeconds(t), raw, l.Handover())
+			s, err := Attach(inTime(t), raw, l.Handover())
 			switch {
 			case err == nil:
 				let <- s
@@ -172,7 +173,7 @@ func greet(raw net.Conn, change func(*tls.Config)) (*tls.Conn, error) {
 // A proof that somebody has seen in another session is worth nothing.
 func TestReplayedProof(t *testing.T) {
 	w := new(witness)
-	l := start(t, w.options(), usualTimes)
+	l := start(t, w.options(), patientTimes())
 	h := l.Handover()
 	first, err := greet(dialTCP(t, l), nil)
 	if err != nil {
@@ -199,7 +200,7 @@ func TestReplayedProof(t *testing.T) {
 // say writes b and returns all that comes.
 func say(t *testing.T, c net.Conn, b []byte) []byte {
 	t.Helper()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := c.Write(b); err != nil {
 		t.Fatal(err)
 	}
@@ -249,10 +250,10 @@ func TestStrangers(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := new(witness)
-			l := start(t, w.options(), usualTimes)
+			l := start(t, w.options(), patientTimes())
 			tt.do(t, dialTCP(t, l))
 			w.expect(t, tt.why)
-			if _, err := Attach(tenSeconds(t), dialTCP(t, l), l.Handover()); err != nil {
+			if _, err := Attach(inTime(t), dialTCP(t, l), l.Handover()); err != nil {
 				t.Errorf("the sandbox, after that: %v", err)
 			}
 		})
@@ -261,38 +262,45 @@ func TestStrangers(t *testing.T) {
 
 // Whoever says nothing, says it slowly, or stops in the middle is let go of when the time is up.
 func TestUnfinished(t *testing.T) {
-	w := new(witness)
-	limits := usualTimes
-	limits.proof = 200 * time.Millisecond
-	l := start(t, w.options(), limits)
-	begun := time.Now()
-	silent, slow := dialTCP(t, l), dialTCP(t, l)
-	stops, err := greet(dialTCP(t, l), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var slowly sync.WaitGroup
-	slowly.Go(func() { // a TLS record that never ends
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for b := []byte{22, 3, 1, 0x40, 0}; ; b = []byte{0} {
-			if _, err := slow.Write(b); err != nil {
-				return
+	synctest.Test(t, func(t *testing.T) {
+		w := new(witness)
+		l := newListener(w.options(), usualTimes)
+		if err := l.makeSecrets(); err != nil {
+			t.Fatal(err)
+		}
+		enter := func(own bool) net.Conn {
+			near, far := net.Pipe()
+			t.Cleanup(func() { _ = near.Close() })
+			l.running.Go(func() { l.examine(&candidate{conn: far, remote: "127.0.0.1:1", accepted: time.Now(), own: own}) })
+			return near
+		}
+		begun := time.Now()
+		silent, slow, own := enter(false), enter(false), enter(true)
+		stops := enter(false)
+		if _, err := greet(stops, nil); err != nil {
+			t.Fatal(err)
+		}
+		var slowly sync.WaitGroup
+		slowly.Go(func() { // a TLS record that never ends
+			for b := []byte{22, 3, 1, 0x40, 0}; ; b = []byte{0} {
+				if _, err := slow.Write(b); err != nil {
+					return
+				}
+				time.Sleep(10 * time.Millisecond)
 			}
-			<-tick.C
+		})
+		gone := func(who string, c net.Conn, after time.Duration) {
+			if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF || time.Since(begun) != after {
+				t.Errorf("%s: %d bytes, %v after %v; want that it is closed after %v", who, n, err, time.Since(begun), after)
+			}
 		}
+		gone("silent", silent, usualTimes.proof)
+		gone("stops", stops, usualTimes.proof)
+		slowly.Wait()
+		gone("own", own, usualTimes.carried)
+		l.running.Wait()
+		w.expect(t, ErrUnfinished, ErrUnfinished, ErrUnfinished, ErrUnfinished)
 	})
-	for _, c := range []net.Conn{silent, stops} {
-		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
-		if n, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%d bytes, %v; want that it is closed", n, err)
-		}
-	}
-	slowly.Wait()
-	if d := time.Since(begun); d < limits.proof {
-		t.Errorf("closed after %v", d)
-	}
-	w.expect(t, ErrUnfinished, ErrUnfinished, ErrUnfinished)
 }
 
 func TestRefusalsAreLimited(t *testing.T) {
@@ -347,7 +355,7 @@ func TestAttachEndsWithItsContext(t *testing.T) {
 // Close ends what has not proved itself yet, and says nothing of it.
 func TestCloseEndsTheUnfinished(t *testing.T) {
 	w := new(witness)
-	l := start(t, w.options(), usualTimes)
+	l := start(t, w.options(), patientTimes())
 	for range maxUnfinished - 1 { // many, so that one of them looks while Close is at work
 		dialTCP(t, l)
 	}

@@ -29,6 +29,7 @@ type Session struct {
 	mu       sync.Mutex
 	listener *net.UnixListener          // Serve's; nil: it has not begun
 	outward  map[*net.UnixConn]struct{} // connections that the host has not closed; Serve adds, carry removes
+	rounds   int                        // how often Serve had counted whatever it had accepted
 }
 
 // Attach makes the session over raw, a connection that leads to the listener h is from. It wipes h's secret, whatever comes of it,
@@ -118,10 +119,18 @@ func (s *Session) Finish(limit time.Duration) {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	over := time.After(limit)
-	for said := 0; said < 2; { // twice: one may have been accepted and not be counted yet
-		if said++; s.unsaid() {
+	for said, before := 0, -1; ; {
+		unsaid, round := s.look()
+		switch {
+		case unsaid:
 			said = 0
+		case round != before:
+			// Once is not enough: what had been accepted at the first look was perhaps not counted yet. Since then it was.
+			if said++; said == 2 {
+				return
+			}
 		}
+		before = round
 		select {
 		case <-tick.C:
 		case <-over:
@@ -132,22 +141,25 @@ func (s *Session) Finish(limit time.Duration) {
 	}
 }
 
-// unsaid reports whether there is a connection whose program is gone and that has not been carried to its end.
-func (s *Session) unsaid() bool {
+// look reports whether there is a connection whose program is gone and that has not been carried to its end, and how often Serve has come
+// round until now. When there is none, it sends Serve round once more. Before Serve there are none, each time.
+func (s *Session) look() (unsaid bool, round int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.listener == nil {
-		return false
+		s.rounds++
+		return false, s.rounds
 	}
 	if socket.Readable(s.listener) { // somebody has connected, and is not accepted yet
-		return true
+		return true, s.rounds
 	}
 	for uc := range s.outward {
 		if socket.HungUp(uc) {
-			return true
+			return true, s.rounds
 		}
 	}
-	return false
+	_ = s.listener.SetDeadline(kick)
+	return false, s.rounds
 }
 
 // Serve carries every connection to ln until the session ends or ln is closed. Then it closes ln, which removes the socket, and
@@ -170,12 +182,9 @@ func (s *Session) Serve(ln *net.UnixListener) error {
 
 	var pause time.Duration
 	for {
-		uc, err := ln.AcceptUnix()
+		uc, err := s.accept(ln)
 		if err == nil {
 			pause = 0
-			s.mu.Lock()
-			s.outward[uc] = struct{}{}
-			s.mu.Unlock()
 			// It waits while the host has not accepted as many as its backlog holds, and others wait in the system's queue then.
 			stream, err := s.mux.OpenStream()
 			if err != nil {
@@ -191,6 +200,8 @@ func (s *Session) Serve(ln *net.UnixListener) error {
 			return s.lost()
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept: %w", err)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			continue
 		}
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 		select { // most likely there are no file descriptors left
@@ -198,6 +209,21 @@ func (s *Session) Serve(ln *net.UnixListener) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// accept accepts a connection and counts it. os.ErrDeadlineExceeded is a round for look, and nothing else.
+func (s *Session) accept(ln *net.UnixListener) (*net.UnixConn, error) {
+	uc, err := ln.AcceptUnix()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rounds++
+	switch {
+	case err == nil:
+		s.outward[uc] = struct{}{}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		_ = ln.SetDeadline(time.Time{})
+	}
+	return uc, err
 }
 
 // said notes that the host has heard all of a connection, or will not hear more.

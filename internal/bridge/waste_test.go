@@ -88,7 +88,7 @@ func TestUsefulFramesAreNot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		return c
 	}
 	connections, got := 0, 0
