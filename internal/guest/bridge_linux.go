@@ -15,12 +15,16 @@ import (
 	"github.com/credproxy/credproxy/internal/protect"
 )
 
-const (
+// Only tests change these, before they begin: a machine may stand still for longer.
+var (
 	connectTime = 30 * time.Second // from the start of process 1 to that of the command
 	dialTime    = 3 * time.Second  // to reach the proxy without the pipe
 	directTime  = 5 * time.Second  // and for it to prove what it is
-	maxPath     = 107              // sizeof(sockaddr_un.sun_path) less the terminating NUL
+	probeTime   = 10 * time.Second // for it to answer a handshake
+	visitTime   = 10 * time.Second // for process 1, which has been started a moment ago, to open its door
 )
+
+const maxPath = 107 // sizeof(sockaddr_un.sun_path) less the terminating NUL
 
 // runBridge is BridgeWord.
 func runBridge(command []string) int {
@@ -130,7 +134,7 @@ func meet(ctx context.Context, rendezvous string) (*bridge.Session, error) {
 		return nil, &failure{what: what, err: fmt.Errorf("the handover: %w", bare(err)),
 			hint: "the program inside has to be of the same version as credproxy on the host"}
 	}
-	session, err := attach(ctx, visitor, h)
+	session, err := attach(ctx, visitor, h, directTime)
 	// What is left of the handshake is garbage by now, and goes back to the system.
 	debug.FreeOSMemory()
 	switch {
@@ -173,13 +177,14 @@ func admit(ctx context.Context, ln *net.UnixListener) (*net.UnixConn, error) {
 	}
 }
 
-// attach reaches the proxy, at best by a connection of our own, else through the visitor. It wipes h, and closes what it does not use.
-func attach(ctx context.Context, visitor net.Conn, h *bridge.Handover) (*bridge.Session, error) {
+// attach reaches the proxy, at best by a connection of our own, which has so much time to prove what it is, else through the visitor. It
+// wipes h, and closes what it does not use.
+func attach(ctx context.Context, visitor net.Conn, h *bridge.Handover, direct time.Duration) (*bridge.Session, error) {
 	defer h.Wipe()
 	if c := dial(ctx, h.Addresses); c != nil {
 		// What answers there may be anything, and must not use up the secret.
 		once := &bridge.Handover{Pin: h.Pin, Secret: h.Secret}
-		soon, cancel := context.WithTimeout(ctx, directTime)
+		soon, cancel := context.WithTimeout(ctx, direct)
 		session, err := bridge.Attach(soon, c, once)
 		cancel()
 		once.Wipe()

@@ -18,9 +18,6 @@ import (
 	"github.com/credproxy/credproxy/internal/protect"
 )
 
-// visitTime is how long process 1 may take to open its door: it has been started a moment ago.
-const visitTime = 10 * time.Second
-
 // errForeign: whoever is at the other end runs as another user.
 var errForeign = errors.New("it belongs to another user")
 

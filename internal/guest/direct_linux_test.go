@@ -7,21 +7,25 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
 // TestDirectIsCut: whatever becomes of a connection of our own before the proxy has had a proof, the pipe is there, and the secret is good
 // for it.
 func TestDirectIsCut(t *testing.T) {
-	t.Parallel() // one of them waits for its time to be up
-	for name, play := range map[string]func(c, proxy net.Conn){
-		"at once":            func(net.Conn, net.Conn) {},
-		"after a while":      func(c, _ net.Conn) { _, _ = c.Read(make([]byte, 4<<10)) },
-		"before the proof":   func(c, proxy net.Conn) { pass(c, proxy); pass(proxy, c) },
-		"it says nothing":    func(c, _ net.Conn) { _, _ = io.Copy(io.Discard, c) },
-		"it stops in middle": func(c, proxy net.Conn) { pass(c, proxy); pass(proxy, c); _, _ = io.Copy(io.Discard, c) },
+	const soon = 100 * time.Millisecond // for those whose time has to be up
+	for _, tt := range []struct {
+		name  string
+		limit time.Duration
+		play  func(c, proxy net.Conn)
+	}{
+		{"at once", patient, func(net.Conn, net.Conn) {}},
+		{"after a while", patient, func(c, _ net.Conn) { _, _ = c.Read(make([]byte, 4<<10)) }},
+		{"before the proof", patient, func(c, proxy net.Conn) { pass(c, proxy); pass(proxy, c) }},
+		{"it says nothing", soon, func(c, _ net.Conn) { _, _ = io.Copy(io.Discard, c) }},
+		{"it stops in middle", soon, func(c, proxy net.Conn) { pass(c, proxy); pass(proxy, c); _, _ = io.Copy(io.Discard, c) }},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+		t.Run(tt.name, func(t *testing.T) {
 			h := newHost(t)
 			relay, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
@@ -43,7 +47,7 @@ func TestDirectIsCut(t *testing.T) {
 					return
 				}
 				defer proxy.Close()
-				play(c, proxy)
+				tt.play(c, proxy)
 			})
 			visitor, err := h.Dial()
 			if err != nil {
@@ -52,7 +56,7 @@ func TestDirectIsCut(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), patient)
 			defer cancel()
 			ho := h.Handover(relay.Addr().String())
-			session, err := attach(ctx, visitor, ho)
+			session, err := attach(ctx, visitor, ho, tt.limit)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -30,11 +31,12 @@ const (
 	self    = "/proc/self/exe" // go test's directory is closed to other users
 	aUser   = 12345
 	other   = 54321
-	patient = 30 * time.Second
+	patient = time.Minute // a machine may stand still for seconds
 )
 
 // TestMain makes the test binary a guest, and what a guest is made to start.
 func TestMain(m *testing.M) {
+	connectTime, dialTime, directTime, probeTime, visitTime = patient, patient, patient, patient, patient
 	if status, mine := Main(os.Args[1:]); mine {
 		os.Exit(status)
 	}
@@ -51,6 +53,12 @@ func TestMain(m *testing.M) {
 		fmt.Println("these tests make namespaces and play several users: run them as root, or under " +
 			"`unshare --user --map-auto --map-root-user` (packages uidmap and util-linux)")
 		os.Exit(1)
+	}
+	// In the background of a script these are ignored, which a command without us would inherit.
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
 	}
 	os.Exit(m.Run())
 }

@@ -15,9 +15,6 @@ import (
 	"github.com/credproxy/credproxy/wire"
 )
 
-// probeTime is how long the proxy may take to answer a handshake.
-const probeTime = 10 * time.Second
-
 var (
 	errNoAnswer = errors.New("no answer in time")
 	errSilence  = errors.New("the connection was closed without an answer")
