@@ -335,6 +335,7 @@ func (r *Request) set(field int, s []byte) bool {
 		r.SessionID = string(s)
 		return len(s) > 0 && len(s) <= maxSessionIDLen && !hasControl(s)
 	case fieldCode:
+		s = bytes.Trim(s, " \t\r\n") // a line end comes along with what was pasted
 		r.Code = string(s)
 		return len(s) > 0 && len(s) <= MaxCodeLen && !hasControl(s)
 	case fieldTargetID:

@@ -267,6 +267,8 @@ func TestDecodeRequestFields(t *testing.T) {
 		{"oauth_exchange", `{"session_id":"s","code":"` + long(4097) + `"}`, nil},
 		{"oauth_exchange", `{"session_id":"s","code":""}`, nil},
 		{"oauth_exchange", `{"session_id":"s","code":"a\nb"}`, nil},
+		{"oauth_exchange", `{"session_id":"s","code":" c#state\r\n"}`, &Request{SessionID: "s", Code: "c#state"}},
+		{"oauth_exchange", `{"session_id":"s","code":"\n"}`, nil},
 		{"oauth_exchange", `{"session_id":"s"}`, nil},
 		{"oauth_exchange", `{"code":"c"}`, nil},
 		{"oauth_poll", `{"session_id":"s"}`, &Request{SessionID: "s"}},

@@ -149,7 +149,7 @@ func TestErrorsRepeatNothing(t *testing.T) {
 		`{"v":1,"id":"a","op":"` + canary + `"}`,
 		`{"v":1,"id":"a","op":"get_token","payload":{"provider":"` + canary + `/"}}`,
 		`{"v":1,"id":"a","op":"save_token","payload":{"provider":"p","token":{"access_token":7,"x":"` + canary + `"}}}`,
-		`{"v":1,"id":"a","op":"oauth_exchange","payload":{"session_id":"s","code":"` + canary + `\n"}}`,
+		`{"v":1,"id":"a","op":"oauth_exchange","payload":{"session_id":"s","code":"` + canary + `\u0000"}}`,
 		`{"v":1,"id":"a","op":"oauth_poll","payload":{"session_id":"` + canary + `\n"}}`,
 		`{"v":1,"id":"a","op":"oauth_initiate","payload":{"provider":"p","flow":"` + canary + `"}}`,
 	} {

@@ -92,13 +92,18 @@ func (c *Client) metadata(ctx context.Context, p *Provider) (metadata, error) {
 }
 
 // wellKnown are the places of an issuer's metadata: with the well-known part in front of the issuer's path (RFC 8414
-// section 3.1), and behind it (OpenID Connect Discovery section 4).
+// section 3.1), and behind it (OpenID Connect Discovery section 4); last in front with OpenID Connect's name, as some have
+// it who moved (RFC 8414 section 5).
 func wellKnown(issuer *url.URL) []string {
 	at, path := issuer.Scheme+"://"+issuer.Host, strings.TrimSuffix(issuer.EscapedPath(), "/")
-	return []string{
+	places := []string{
 		at + "/.well-known/oauth-authorization-server" + path,
 		at + path + "/.well-known/openid-configuration",
 	}
+	if path != "" {
+		places = append(places, at+"/.well-known/openid-configuration"+path)
+	}
+	return places
 }
 
 // fetchMetadata asks one place.

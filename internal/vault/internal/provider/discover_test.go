@@ -76,6 +76,7 @@ func TestDiscoveryPaths(t *testing.T) {
 		{"/tenant/1", byRFC8414 + "/tenant/1", []string{byRFC8414 + "/tenant/1"}},
 		{"/tenant/1/", byRFC8414 + "/tenant/1", []string{byRFC8414 + "/tenant/1"}},
 		{"/tenant/1", "/tenant/1" + byOIDC, []string{byRFC8414 + "/tenant/1", "/tenant/1" + byOIDC}},
+		{"/tenant/1/", byOIDC + "/tenant/1", []string{byRFC8414 + "/tenant/1", "/tenant/1" + byOIDC, byOIDC + "/tenant/1"}},
 	} {
 		i := startIssuer(t)
 		of := i.s.URL + c.issuer
