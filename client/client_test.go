@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/credproxy/credproxy/internal/frame"
 	"github.com/credproxy/credproxy/wire"
@@ -348,20 +349,24 @@ func TestClose(t *testing.T) {
 
 func TestRequestTooLarge(t *testing.T) {
 	for version := wire.MinVersion; version <= wire.MaxVersion; version++ {
-		px := &proxy{maxVersion: version}
-		c := px.listen(t, Options{})
-		save := func(n int) error {
-			return c.Tokens().SaveToken(t.Context(), "p", "", &wire.Token{AccessToken: strings.Repeat("x", n), TokenType: "Bearer"})
-		}
-		if err := save(wire.MaxPayload(version)); !errors.Is(err, wire.ErrInvalidRequest) {
-			t.Errorf("version %d, too large: %v", version, err)
-		}
-		if n := px.requests.Load(); n > 0 {
-			t.Errorf("version %d: it was sent", version)
-		}
-		if err := save(wire.MaxPayload(version) - 200); err != nil {
-			t.Errorf("version %d, large: %v", version, err)
-		}
+		synctest.Test(t, func(t *testing.T) { // so that it is in time, on the slowest machine
+			px := &proxy{maxVersion: version}
+			c := px.pipe(Options{})
+			save := func(n int) error {
+				return c.Tokens().SaveToken(t.Context(), "p", "", &wire.Token{AccessToken: strings.Repeat("x", n), TokenType: "Bearer"})
+			}
+			if err := save(wire.MaxPayload(version)); !errors.Is(err, wire.ErrInvalidRequest) {
+				t.Errorf("version %d, too large: %v", version, err)
+			}
+			if n := px.requests.Load(); n > 0 {
+				t.Errorf("version %d: it was sent", version)
+			}
+			if err := save(wire.MaxPayload(version) - 200); err != nil {
+				t.Errorf("version %d, large: %v", version, err)
+			}
+			_ = c.Close()
+			px.wg.Wait()
+		})
 	}
 }
 

@@ -54,17 +54,22 @@ func childFullDisk(args []string) error {
 			signal(l.full)
 		}
 	}
-	for deadline := time.Now().Add(10 * time.Second); logged.count("no space left on device") == 0; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); logged.count("no space left on device") == 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			return errors.New("nothing was logged about the full disk")
 		}
 	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if len(data) > 0 && data[len(data)-1] != '\n' {
-		return fmt.Errorf("half a line is left: %q", data[max(0, len(data)-50):])
+	var data []byte
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // it may be trying once more just now
+		if data, err = os.ReadFile(path); err != nil {
+			return err
+		}
+		if len(data) == 0 || data[len(data)-1] == '\n' {
+			break
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("half a line is left: %q", data[max(0, len(data)-50):])
+		}
 	}
 	if err := os.Remove(ballast); err != nil {
 		return err

@@ -13,7 +13,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
+
+// patience is how long a test waits for what has to come: a machine may stand still for seconds.
+const patience = time.Minute
 
 // children are what a test can start this test binary as: a process of its own, that writes to a log like any other proxy.
 var children = map[string]func(args []string) error{

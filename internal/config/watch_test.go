@@ -214,17 +214,19 @@ func TestWatchStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	rewrite(t, path, `store = "auto"`)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	start := time.Now()
-	var got *Config
-	Watch(ctx, path, first, func(c *Config) { got = c; cancel() }, func(err error) { t.Error(err); cancel() })
-	if got == nil || got.Store != "auto" {
-		t.Errorf("got %+v", got)
-	}
-	if d := time.Since(start); d > time.Second {
-		t.Errorf("it took %v in real time", d)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		start := time.Now()
+		var got *Config
+		Watch(ctx, path, first, func(c *Config) { got = c; cancel() }, func(err error) { t.Error(err); cancel() })
+		if got == nil || got.Store != "auto" {
+			t.Errorf("got %+v", got)
+		}
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("it took %v", d)
+		}
+	})
 }
 
 func BenchmarkPoll(b *testing.B) {

@@ -54,13 +54,15 @@ func TestReaderFrames(t *testing.T) {
 		"error with data":  iotest.DataErrReader(bytes.NewReader(data)),
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := readAll(t, NewReader(&stream{Reader: from}, 4<<20, NewBudget(1<<20)))
-			if err != io.EOF {
-				t.Errorf("error %v, want EOF", err)
-			}
-			if !slices.Equal(got, payloads) {
-				t.Errorf("%d frames, not the %d written", len(got), len(payloads))
-			}
+			synctest.Test(t, func(t *testing.T) { // so that no frame takes too long, on the slowest machine
+				got, err := readAll(t, NewReader(&stream{Reader: from}, 4<<20, NewBudget(1<<20)))
+				if err != io.EOF {
+					t.Errorf("error %v, want EOF", err)
+				}
+				if !slices.Equal(got, payloads) {
+					t.Errorf("%d frames, not the %d written", len(got), len(payloads))
+				}
+			})
 		})
 	}
 }
