@@ -45,7 +45,7 @@ func startPipe(t *testing.T, o Options) *Server {
 }
 
 func closeServer(t *testing.T, s *Server) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := s.Close(ctx); err != nil {
 		t.Error(err)

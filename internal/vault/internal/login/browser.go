@@ -19,9 +19,15 @@ import (
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
 )
 
-const (
+// They are variable for tests, in which this process may be the one that takes long.
+var (
 	// lastPage is how long closing waits for a browser to take its last page.
 	lastPage = 2 * time.Second
+	// headerLimit is how long a connection may take to say what it wants.
+	headerLimit = 5 * time.Second
+)
+
+const (
 	// toldLimit is how long a page waits to hear whether the login is stored. With the exchange it is below pageLimit.
 	toldLimit = 20 * time.Second
 	pageLimit = time.Minute
@@ -132,7 +138,7 @@ func (l *Login) serve(listeners []net.Listener) {
 	}
 	c.server = &http.Server{
 		Handler:           c,
-		ReadHeaderTimeout: 5 * time.Second,
+		ReadHeaderTimeout: headerLimit,
 		WriteTimeout:      pageLimit, // a callback is answered after the exchange
 		MaxHeaderBytes:    32 << 10,
 		ErrorLog:          log.New(io.Discard, "", 0), // what browsers do wrong is nothing for the terminal

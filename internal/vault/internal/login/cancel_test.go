@@ -47,7 +47,7 @@ func TestCancelStopsPolling(t *testing.T) {
 
 func TestCancelFreesThePort(t *testing.T) {
 	w := newWorld(t, oauthtest.Options{})
-	x := newProxy(w, 300*time.Millisecond)
+	x := newProxy(w, 0)
 	defer x.Close()
 	address := func(s *wire.Session) string {
 		q, _ := url.Parse(s.AuthURL)
@@ -71,8 +71,10 @@ func TestCancelFreesThePort(t *testing.T) {
 	if err := free(address(s)); err != nil {
 		t.Errorf("after cancel: %v", err)
 	}
-	s = x.session(t, FlowBrowser)
-	<-x.byID[s.ID].done // its lifetime ends it, nobody sweeps
+	brief := newProxy(w, 300*time.Millisecond)
+	defer brief.Close()
+	s = brief.session(t, FlowBrowser)
+	<-brief.byID[s.ID].done // its lifetime ends it, nobody sweeps
 	if err := free(address(s)); err != nil {
 		t.Errorf("after its lifetime: %v", err)
 	}

@@ -17,7 +17,10 @@ import (
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	lastPage, headerLimit = time.Hour, time.Hour
+	goleak.VerifyTestMain(m)
+}
 
 // world is an authorisation server, our client of it, and the person's browser, which follows redirects.
 type world struct {
@@ -34,7 +37,7 @@ func newWorld(t *testing.T, o oauthtest.Options) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{server: s, client: provider.NewClient(), browser: &http.Client{Transport: &http.Transport{}, Timeout: 20 * time.Second}}
+	w := &world{server: s, client: provider.NewClient(), browser: &http.Client{Transport: &http.Transport{}, Timeout: time.Minute}}
 	w.describe()
 	t.Cleanup(func() {
 		w.browser.CloseIdleConnections()
@@ -70,7 +73,7 @@ func (w *world) describe() {
 func (w *world) close(t *testing.T) {
 	t.Helper()
 	w.client.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := w.server.Close(ctx); err != nil {
 		t.Error(err)
