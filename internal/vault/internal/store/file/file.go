@@ -80,8 +80,8 @@ func (s *Store) Dir() string { return s.dir }
 // Close does nothing: no file is open between calls.
 func (s *Store) Close() error { return nil }
 
-// Check implements [store.Store]: the directories are ours and can be written to, and the key, if there are items or a
-// key, can be loaded.
+// Check implements [store.Store]: the directories, also those of the items, are ours and can be written to, and the key, if there
+// are items or a key, can be loaded.
 func (s *Store) Check(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("file store: %w", ctx.Err())
@@ -96,14 +96,18 @@ func (s *Store) Check(ctx context.Context) error {
 		return fmt.Errorf("file store: %w", atomicfile.Cause(err))
 	}
 	defer func() { _ = root.Close() }()
-	if err = atomicfile.WriteFile(root, checkFile, make([]byte, checkSize)); err != nil {
-		err = errors.Unwrap(err) // the system's; the file's name helps nobody
-	} else {
-		err = atomicfile.Cause(root.Remove(checkFile))
+	err = probe(root)
+	for _, service := range []string{store.ServiceLogins, store.ServiceKeys} {
+		if err == nil {
+			err = s.enter(store.Item{Service: service, Account: "check"}, false, func(_, dir *os.Root, _ string) error { return probe(dir) })
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil // the first item makes it
+		}
 	}
 	unlock() // the key may be asked for now
 	if err != nil {
-		return fmt.Errorf("file store: writing to %s: %w", s.dir, err)
+		return fmt.Errorf("file store: %w", atomicfile.Cause(err))
 	}
 	if _, err := s.key.existing(ctx, root); err != nil && !errors.Is(err, errNoKeyYet) {
 		return fmt.Errorf("file store: %w", err)
@@ -111,11 +115,24 @@ func (s *Store) Check(ctx context.Context) error {
 	return nil
 }
 
-// Check writes a file of this name and as many bytes as a login may have, and removes it again.
+// Check writes a file of this name, which is no item's, and as many bytes as a login may have, and removes it again.
 const (
 	checkFile = "check"
 	checkSize = 16 << 10
 )
+
+func probe(dir *os.Root) error {
+	err := atomicfile.WriteFile(dir, checkFile, make([]byte, checkSize))
+	if err != nil {
+		err = errors.Unwrap(err) // the system's; the file's name helps nobody
+	} else {
+		err = atomicfile.Cause(dir.Remove(checkFile))
+	}
+	if err != nil {
+		return fmt.Errorf("writing to %s: %w", dir.Name(), err)
+	}
+	return nil
+}
 
 // Read implements [store.Store]. A file that cannot be decrypted or is not the item that its name says is renamed to
 // ACCOUNT.age.damaged-TIME and reported as [store.ErrDamaged] once; then there is no such item.

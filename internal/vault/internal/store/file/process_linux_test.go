@@ -220,12 +220,23 @@ func mountReadOnly(dir string) error {
 }
 
 func readOnly(dir string) int {
-	if err := mountReadOnly(dir); err != nil {
-		return complain("%v", err)
-	}
 	ctx := context.Background()
 	s, err := file.Open(file.Options{Dir: dir})
 	if err != nil {
+		return complain("%v", err)
+	}
+	// Whoever asks whether a new token would be safe must not be told that by the directory above.
+	logins := filepath.Join(dir, "items", store.ServiceLogins)
+	if err := s.Write(ctx, store.Item{Service: store.ServiceLogins, Account: "acme:default"}, secret.New("v")); err != nil {
+		return complain("%v", err)
+	}
+	if err := mountReadOnly(logins); err != nil {
+		return complain("%v", err)
+	}
+	if err := s.Check(ctx); !errors.Is(err, syscall.EROFS) || !strings.Contains(err.Error(), logins) {
+		return complain("Check where the logins are read-only: %v", err)
+	}
+	if err := mountReadOnly(dir); err != nil {
 		return complain("%v", err)
 	}
 	for name, err := range map[string]error{
