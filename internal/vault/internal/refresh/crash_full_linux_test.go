@@ -32,7 +32,7 @@ func inNamespace(t *testing.T) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.parallel=10", "-test.timeout=2m") // they wait most of the time
+	cmd := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.parallel=10", "-test.timeout=4m") // they wait most of the time
 	cmd.Env = append(os.Environ(), namespaceVar+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,

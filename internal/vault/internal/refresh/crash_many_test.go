@@ -28,6 +28,9 @@ func manyProcesses(t *testing.T, i *issuer, at place) {
 		for _, c := range children {
 			c.until(t, "ready")
 		}
+		if wave == "at once again" {
+			p.momentAgo(t, item("many"))
+		}
 		for _, c := range children {
 			c.goOn(t)
 		}

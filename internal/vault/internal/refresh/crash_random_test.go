@@ -4,8 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,13 +37,17 @@ func TestKilledAtAnyInstant(t *testing.T) {
 			old[bucket] = i.login(t)
 			seed.save(t, item(bucket), old[bucket])
 		}
-		c := startChild(t, task{Role: "refresh one after the other", Place: at, Buckets: buckets})
+		its := at
+		var shut func()
+		its.TokenURL, shut = i.door(t)
+		c := startChild(t, task{Role: "refresh one after the other", Place: its, Buckets: buckets})
 		var said []string
 		for range 1 + rand.N(7*logins-1) { // it says seven lines for each
 			said = append(said, c.line(t))
 		}
 		<-time.After(rand.N(2 * time.Millisecond))
 		said = append(said, c.kill()...)
+		shut()
 
 		next := at.start(t)
 		passed := func(bucket, step string) bool { return slices.Contains(said, bucket+" "+step) }
@@ -88,4 +96,39 @@ func TestKilledAtAnyInstant(t *testing.T) {
 		counts["rounds"]++
 	}
 	t.Log(counts)
+}
+
+// door is the token endpoint at an address for one process alone. A request outlives who has sent it; when shut returns, that
+// process has been killed, and all that it had sent is dealt with.
+func (i *issuer) door(t *testing.T) (tokenURL string, shut func()) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns, serving sync.WaitGroup
+	server := &http.Server{Handler: i.Handler(), ConnState: func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			conns.Add(1)
+		case http.StateClosed:
+			conns.Done()
+		}
+	}}
+	serving.Go(func() { _ = server.Serve(l) })
+	u, err := url.Parse(i.EndpointURL(oauthtest.Token))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = l.Addr().String()
+	shut = sync.OnceFunc(func() {
+		_ = l.Close()
+		serving.Wait()
+		conns.Wait() // each ends after its last request, for nobody is at the other end
+	})
+	t.Cleanup(func() {
+		_ = server.Close()
+		shut()
+	})
+	return u.String(), shut
 }

@@ -79,7 +79,7 @@ func bucketOf(t *testing.T) string {
 // takes some moments.
 func (c crash) wantNoLock(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	unlock, err := c.next.raw.Lock(ctx, c.it)
 	if err != nil {
@@ -140,6 +140,7 @@ func (c crash) wantInterrupted(t *testing.T) {
 	if !c.next.log.says("level=WARN", c.it.Account, "interrupted") {
 		t.Error("the log does not say that a refresh was interrupted")
 	}
+	c.next.momentAgo(t, c.it)
 	if g, err := c.refresh(t, c.old); err != nil || !g.AccessToken.Equal(c.old.AccessToken) {
 		t.Errorf("within the cooldown: %s", outcome(g, err))
 	}
@@ -269,6 +270,7 @@ func TestKilledInTheCall(t *testing.T) {
 			if h := c.next.History(t.Context(), c.it, old); !strings.Contains(h.Detail, "interrupted") {
 				t.Errorf("history: %+v", h)
 			}
+			c.next.momentAgo(t, c.it)
 			g, err := c.refresh(t, old)
 			if e, ok := errors.AsType[*refresh.LimitedError](err); !ok || e.After <= 0 || e.After > refresh.Cooldown {
 				t.Errorf("within the cooldown: %s", outcome(g, err))
