@@ -18,6 +18,9 @@ import (
 const (
 	// old is the age at which the older version breaks a lock, and at which we take one that does not tell its owner.
 	old = 30 * time.Second
+	// unwritten is how long a lock of the older version may be empty, or half of one: it is made first and written then. Every other
+	// client of that version breaks such a lock at once.
+	unwritten = 5 * time.Second
 	// startTolerance is how far apart two readings of when a process began may be: they come from clocks that are set.
 	startTolerance = 2 * time.Second
 	// longestRecord is far beyond any record.
@@ -179,8 +182,9 @@ func look(dir *os.Root, name string) (*seen, error) {
 }
 
 // stale reports whether the lock's owner is gone for certain, or, where that cannot be told, is by the older version's
-// measure. What another machine's process holds is never stale: nobody here can know.
-func (s *seen) stale(now time.Time) bool {
+// measure. What another machine's process holds is never stale: nobody here can know. ages says that it is in a place of the older
+// version's.
+func (s *seen) stale(now time.Time, ages bool) bool {
 	switch s.form {
 	case ownerForm:
 		host, err := os.Hostname()
@@ -192,7 +196,11 @@ func (s *seen) stale(now time.Time) bool {
 		}
 		return now.Sub(stamp) > old || s.ownerGone()
 	}
-	return now.Sub(s.info.ModTime()) > old
+	limit := old
+	if ages {
+		limit = unwritten
+	}
+	return now.Sub(s.info.ModTime()) > limit
 }
 
 // ownerGone reports whether the process of the record, on this machine, has ended; another may have its number now.

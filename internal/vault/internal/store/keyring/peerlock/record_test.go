@@ -142,7 +142,7 @@ func TestStale(t *testing.T) {
 		{"between the two, alive", fmt.Sprintf(`{"pid":%d,"token":"t"}`, live), 25 * time.Second, false},
 		{"between the two, old", fmt.Sprintf(`{"pid":%d,"token":"t"}`, live), 31 * time.Second, true},
 		{"between the two, dead", fmt.Sprintf(`{"pid":%d,"token":"t"}`, dead), 0, true},
-		{"empty", "", 25 * time.Second, false},
+		{"empty", "", 0, false},
 		{"empty, old", "", 31 * time.Second, true},
 		{"half", `{"version":1,"own`, 0, false},
 		{"half, old", `{"version":1,"own`, 31 * time.Second, true},
@@ -187,6 +187,21 @@ func TestStale(t *testing.T) {
 				mustLock(t)()
 				wantFiles(t, filepath.Dir(newLock))
 			})
+		})
+	}
+}
+
+// What cannot be read may be just being written: by the older version for a moment, for it breaks such a lock at once itself. The newer
+// one never leaves half a record.
+func TestUnreadable(t *testing.T) {
+	for _, content := range []string{"", `{"pid":4`, "{}"} {
+		_, oldLock, newLock := isolate(t)
+		synctest.Test(t, func(t *testing.T) {
+			plant(t, oldLock, content, 6*time.Second)
+			mustLock(t)()
+			wantFiles(t, filepath.Dir(oldLock))
+			plant(t, newLock, content, 25*time.Second)
+			wantBusy(t, newLock)
 		})
 	}
 }

@@ -120,7 +120,7 @@ func (c *claim) try(ctx context.Context) (*held, *seen, error) {
 			}
 		case err != nil:
 			return nil, nil, err
-		case !owner.stale(time.Now()):
+		case !owner.stale(time.Now(), c.ages):
 			return nil, owner, nil
 		default:
 			h, err := c.takeOver(ctx, owner)
@@ -139,7 +139,7 @@ func (c *claim) takeOver(ctx context.Context, dead *seen) (*held, error) {
 	}
 	if fence == nil {
 		owner, err := look(c.dir, fenceName)
-		if err == nil && owner.stale(time.Now()) {
+		if err == nil && owner.stale(time.Now(), false) {
 			if fence, err = c.replace(fenceName, owner); fence != nil {
 				fence.remove()
 			}
@@ -148,7 +148,7 @@ func (c *claim) takeOver(ctx context.Context, dead *seen) (*held, error) {
 	}
 	defer fence.remove()
 	again, err := look(c.dir, c.name)
-	if err != nil || !again.same(dead) || !again.stale(time.Now()) {
+	if err != nil || !again.same(dead) || !again.stale(time.Now(), c.ages) {
 		return nil, unlessAbsent(err)
 	}
 	h, err := c.replace(c.name, again)
