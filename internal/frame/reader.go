@@ -31,6 +31,7 @@ const (
 type Reader struct {
 	conn   Conn
 	max    int
+	within time.Duration // a frame that has begun is complete
 	budget *Budget
 	held   int64 // bytes taken from the budget for the current frame
 
@@ -46,11 +47,14 @@ type Reader struct {
 
 // NewReader returns a Reader of conn for payloads of up to max bytes. budget may be shared by many Readers, and nil.
 func NewReader(conn Conn, max int, budget *Budget) *Reader {
-	return &Reader{conn: conn, max: max, budget: budget}
+	return &Reader{conn: conn, max: max, within: PartialTimeout, budget: budget}
 }
 
 // SetMax sets the largest payload, from the next frame on.
 func (r *Reader) SetMax(n int) { r.max = n }
+
+// SetPartialTimeout sets how long a frame that has begun may take, from the next frame on; without it that is [PartialTimeout].
+func (r *Reader) SetPartialTimeout(d time.Duration) { r.within = d }
 
 // SetDeadline sets the time at which Next gives up with [os.ErrDeadlineExceeded], whatever has arrived by then; the
 // zero time is never. After that error the Reader can be used on: nothing that was read is lost.
@@ -74,7 +78,7 @@ func (r *Reader) Next() ([]byte, error) {
 			return r.buf[r.r+HeaderLen : r.r+n], nil
 		}
 		if r.w > r.r && r.partial.IsZero() {
-			r.partial = time.Now().Add(PartialTimeout)
+			r.partial = time.Now().Add(r.within)
 		}
 		if err := r.fill(n); err != nil {
 			return nil, r.fault(err)

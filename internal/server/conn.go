@@ -72,6 +72,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{srv: s, nc: nc, accepted: time.Now(), progress: make(chan struct{}, 1)}
 	c.room.L = &c.mu
 	c.r = frame.NewReader(nc, wire.MaxPayload(wire.MinVersion), s.budget)
+	c.r.SetPartialTimeout(s.times.partial)
 	return c
 }
 
@@ -182,7 +183,7 @@ func (c *conn) identify() bool {
 
 // handshake reads the first frame and answers it.
 func (c *conn) handshake() bool {
-	c.r.SetDeadline(c.accepted.Add(handshakeTime))
+	c.r.SetDeadline(c.accepted.Add(c.srv.times.handshake))
 	payload, err := c.r.Next()
 	if err != nil {
 		if e := frameError(err); e != nil {

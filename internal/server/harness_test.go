@@ -317,6 +317,14 @@ func (l *lockedWriter) Write(b []byte) (int, error) {
 	return l.w.Write(b)
 }
 
+// patience is how long a test waits for what has to come, and servers on real sockets for their clients: a machine may stand still for
+// seconds. What is about time is in a bubble.
+const patience = time.Minute
+
+var patientTimes = times{
+	handshake: patience, partial: patience, operation: patience, refresh: patience, login: patience, change: patience, write: patience,
+}
+
 // start runs a server on a real socket until the test ends.
 func start(t *testing.T, change func(*Config, *proxy)) *proxy {
 	t.Helper()
@@ -326,8 +334,9 @@ func start(t *testing.T, change func(*Config, *proxy)) *proxy {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	path := filepath.Join(dir, "s")
+	p := prepare(change)
+	p.times = patientTimes
 	if carrying {
-		p := prepare(change)
 		b := p.carry(t, path, nil)
 		p.dial = b.dial
 		p.also(t, b)
@@ -337,7 +346,6 @@ func start(t *testing.T, change func(*Config, *proxy)) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := prepare(change)
 	p.dial = func() (net.Conn, error) { return net.Dial("unix", path) }
 	p.serve(t, ln)
 	return p
@@ -410,7 +418,7 @@ func (c *client) send(payloads ...string) {
 
 // read returns the next frame's payload or the error of the connection.
 func (c *client) read() (string, error) {
-	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(patience))
 	var head [4]byte
 	if _, err := io.ReadFull(c, head[:]); err != nil {
 		return "", err
@@ -481,7 +489,7 @@ func (c *client) served() {
 // until waits for a condition that another goroutine brings about.
 func until(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(patience)
 	for !cond() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain: %s", what)

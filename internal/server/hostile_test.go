@@ -291,5 +291,5 @@ func serveWithFew() error {
 	go func() { p.served <- p.Serve(ln) }()
 	fmt.Println(ln.Addr())
 	awaitStdin()
-	return p.Shutdown(tenSeconds())
+	return p.Shutdown(patiently())
 }

@@ -129,7 +129,7 @@ func (s *Server) beginLogin(ctx context.Context, req *wire.Request, peer socket.
 // abandon ends a login that the sandbox may not finish, or does not know of: no port stays taken and no provider is
 // polled for it.
 func (s *Server) abandon(uid int, id string) {
-	ctx, cancel := context.WithTimeout(s.ctx, operationTime)
+	ctx, cancel := context.WithTimeout(s.ctx, s.times.operation)
 	defer cancel()
 	var err error
 	defer func() {

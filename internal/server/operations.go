@@ -71,18 +71,18 @@ func changes(op wire.Op) bool {
 }
 
 // patience returns how long the vault may take for an operation, and what is answered when it takes longer.
-func patience(op wire.Op) (time.Duration, *wire.Error) {
+func (t *times) patience(op wire.Op) (time.Duration, *wire.Error) {
 	switch op {
 	case wire.OpRefreshToken:
-		return refreshTime, errSlowRefresh
+		return t.refresh, errSlowRefresh
 	case wire.OpSaveToken, wire.OpRemoveToken:
-		return changeTime, errSlowChange
+		return t.change, errSlowChange
 	case wire.OpOAuthInitiate:
-		return loginTime, errSlowLogin
+		return t.login, errSlowLogin
 	case wire.OpOAuthExchange:
-		return loginTime, errSlowExchange
+		return t.login, errSlowExchange
 	}
-	return operationTime, errSlow
+	return t.operation, errSlow
 }
 
 // fromMemory answers what can be answered without waiting. Without data and without an error, it cannot.
@@ -216,7 +216,7 @@ func (s *Server) failure(ctx context.Context, req *wire.Request, err error) *wir
 	case ok && (error(coded) == err || coded.Code != wire.CodeInternal):
 		return coded
 	case errors.Is(err, context.DeadlineExceeded) && (!ok || ctx.Err() != nil):
-		_, e = patience(req.Op)
+		_, e = s.times.patience(req.Op)
 	case ok:
 		e = coded
 	case errors.Is(err, context.Canceled): // by the peer, who does not wait for this answer, or by Shutdown

@@ -140,8 +140,8 @@ func (c *conn) writeLocked(b []byte) {
 	c.unsent += len(b)
 	c.mu.Unlock()
 	// A deadline that is moved at most once a second costs next to nothing.
-	if now := time.Now(); c.until.Sub(now) < writeTime {
-		c.until = now.Add(writeTime + time.Second)
+	if now := time.Now(); c.until.Sub(now) < c.srv.times.write {
+		c.until = now.Add(c.srv.times.write + time.Second)
 		_ = c.nc.SetWriteDeadline(c.until)
 	}
 	_, err := c.nc.Write(b)

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 )
 
 // The test binary plays another process when this variable names a part.
@@ -72,8 +71,8 @@ func (p *process) line(t testing.TB) string {
 
 func awaitStdin() { _, _ = io.Copy(io.Discard, os.Stdin) }
 
-func tenSeconds() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+func patiently() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	context.AfterFunc(ctx, cancel)
 	return ctx
 }

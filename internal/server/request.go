@@ -122,7 +122,7 @@ func (c *conn) start(req wire.Request, size int, begun time.Time) {
 		// own deadline, and with the server.
 		parent = c.srv.ctx
 	}
-	limit, _ := patience(req.Op)
+	limit, _ := c.srv.times.patience(req.Op)
 	ctx, cancel := context.WithTimeout(parent, limit)
 	if !changes(req.Op) {
 		k.cancel = cancel

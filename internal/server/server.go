@@ -46,17 +46,26 @@ type Config struct {
 	Connections       int // that have finished their handshake; 0: 64
 }
 
-// Limits that are not configured.
-const (
-	handshakeTime = 5 * time.Second  // from accept to the last byte of the handshake
-	operationTime = 15 * time.Second // for what the vault does for one request that only reads
-	refreshTime   = 29 * time.Second // for refresh_token, with everything that the provider is given time for
-	loginTime     = 29 * time.Second // for a login that begins and for a code that is exchanged: the provider is asked too
+// times are the limits of a Server that are times. None is configured.
+type times struct {
+	handshake time.Duration // from accept to the last byte of the handshake
+	partial   time.Duration // for a frame that has begun
+	operation time.Duration // for what the vault does for one request that only reads
+	refresh   time.Duration // for refresh_token, with everything that the provider is given time for
+	login     time.Duration // for a login that begins and for a code that is exchanged: the provider is asked too
 	// For a change, which waits for a refresh of the same token. Clients give up after 30 s, counted from a moment that
 	// is a little earlier: with all of the 30 s they would never learn that it was not done.
-	changeTime = 29*time.Second + 500*time.Millisecond
-	writeTime  = 10 * time.Second // a peer that reads nothing for so long is closed
+	change time.Duration
+	write  time.Duration // a peer that reads nothing for so long is closed
+}
 
+var usualTimes = times{
+	handshake: 5 * time.Second, partial: frame.PartialTimeout, operation: 15 * time.Second, refresh: 29 * time.Second,
+	login: 29 * time.Second, change: 29*time.Second + 500*time.Millisecond, write: 10 * time.Second,
+}
+
+// Limits that are not configured, either.
+const (
 	minUnfinished = 32                    // handshakes that may be unfinished, however few connections may be open
 	graceTime     = 25 * time.Millisecond // that a new connection has before it can be evicted for a newer one
 
@@ -75,6 +84,7 @@ var ErrClosed = errors.New("server: shut down")
 // unfinished ones until its handshake is done; established counts the rest.
 type Server struct {
 	cfg        Config
+	times      times
 	log        *slog.Logger
 	capability *[sha256.Size]byte // hashed, so that comparing does not tell the length; nil: none
 
@@ -116,6 +126,7 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{
 		cfg:       cfg,
+		times:     usualTimes,
 		log:       log,
 		quit:      make(chan struct{}),
 		budget:    frame.NewBudget(frameBytes),
