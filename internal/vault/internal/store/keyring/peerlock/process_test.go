@@ -91,6 +91,10 @@ func TestNeverTwo(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer goOn.Close()
+			rounds := func() int {
+				all, _ := os.ReadFile(filepath.Join(home, "oracle"))
+				return len(all)
+			}
 			var over atomic.Bool
 			var killed atomic.Int32
 			var wg sync.WaitGroup
@@ -98,7 +102,9 @@ func TestNeverTwo(t *testing.T) {
 			var failed []error
 			for _, role := range roles {
 				wg.Go(func() {
+					life := 300 * time.Millisecond // of a process at most; longer and longer where nobody gets anything done in it
 					for !over.Load() {
+						before := rounds()
 						cmd := run(t, "rounds "+role)
 						cmd.Stdin = goOn
 						out, err := cmd.StdoutPipe()
@@ -112,7 +118,7 @@ func TestNeverTwo(t *testing.T) {
 						_, _ = out.Read(make([]byte, 1)) // it has begun, however long that took
 						var timer *time.Timer
 						if role != "older" { // who waits for it then waits for 30 s, or breaks its lock as it breaks others'
-							timer = time.AfterFunc(20*time.Millisecond+rand.N(300*time.Millisecond), func() { _ = cmd.Process.Kill() })
+							timer = time.AfterFunc(20*time.Millisecond+rand.N(life), func() { _ = cmd.Process.Kill() })
 						}
 						err = cmd.Wait()
 						if timer != nil {
@@ -120,6 +126,9 @@ func TestNeverTwo(t *testing.T) {
 						}
 						if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 							killed.Add(1)
+							if rounds() == before {
+								life = min(2*life, 20*time.Second)
+							}
 						} else if err != nil {
 							mu.Lock()
 							failed = append(failed, fmt.Errorf("%s: %w", role, err))
@@ -129,13 +138,8 @@ func TestNeverTwo(t *testing.T) {
 					}
 				})
 			}
-			oracle := filepath.Join(home, "oracle")
-			rounds := func() int {
-				all, _ := os.ReadFile(oracle)
-				return len(all)
-			}
 			enough := func() bool { return rounds() >= 20 && killed.Load() >= 5 }
-			for begun := time.Now(); time.Since(begun) < 2*time.Second || !enough() && time.Since(begun) < time.Minute; {
+			for begun := time.Now(); time.Since(begun) < 2*time.Second || !enough() && time.Since(begun) < 2*time.Minute; {
 				time.Sleep(10 * time.Millisecond)
 			}
 			over.Store(true)
