@@ -262,7 +262,7 @@ func TestBridgeForeignPeer(t *testing.T) {
 			return
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		b, err := io.ReadAll(c)
 		if len(b) > 0 {
 			err = errors.New("it was answered")
@@ -331,7 +331,7 @@ func TestCloseAnswersOverTheBridge(t *testing.T) {
 	p := r.Proxy
 	r.Proxy = nil
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		closed <- p.Close(ctx)
 	}()

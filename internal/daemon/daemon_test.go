@@ -20,6 +20,9 @@ import (
 	"github.com/credproxy/credproxy/wire"
 )
 
+// patience is how long a test waits for what has to come: a machine may stand still for seconds.
+const patience = time.Minute
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // running is a proxy with a file store, a real authorisation server behind it and a real socket.
@@ -88,7 +91,7 @@ func (r *running) end(t *testing.T) {
 	if r.Proxy == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := r.Proxy.Close(ctx); err != nil {
 		t.Error(err)
@@ -207,11 +210,10 @@ func TestCloseWhileAsking(t *testing.T) {
 		failed <- err
 	}()
 	<-asking
-	begun := time.Now()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := r.Proxy.Close(ctx); err != nil || time.Since(begun) > 10*time.Second {
-		t.Errorf("closed after %v: %v", time.Since(begun), err)
+	if err := r.Proxy.Close(ctx); err != nil { // ctx, if it had waited
+		t.Error(err)
 	}
 	r.Proxy = nil
 	if err := <-failed; err == nil {
@@ -229,7 +231,7 @@ func TestNoLoginTimeout(t *testing.T) {
 
 func wait(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain: %s", what)
 		}

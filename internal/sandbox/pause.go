@@ -15,10 +15,10 @@ var (
 	ErrRestless = errors.New("the sandbox does not stand still")
 )
 
-const (
-	pauseLimit  = 2 * time.Second // for Pause: a process may be deep in the kernel
-	resumeLimit = 2 * time.Second // for whoever has paused, once Over is closed
-)
+const resumeLimit = 2 * time.Second // for whoever has paused, once Over is closed
+
+// pauseLimit is for Pause: a process may be deep in the kernel. Only tests change it, before they begin.
+var pauseLimit = 2 * time.Second
 
 // pausing is what Run and Pause share.
 type pausing struct {

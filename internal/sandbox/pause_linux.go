@@ -70,7 +70,7 @@ func (t *family) stop(ctx context.Context, over <-chan struct{}) error {
 	begun, since := time.Now(), time.Now()
 	var before map[procID]map[int]thread
 	for {
-		procs, err := t.round()
+		procs, err := t.round(ctx, over)
 		if err != nil {
 			return err
 		}
@@ -101,7 +101,7 @@ func (t *family) stop(ctx context.Context, over <-chan struct{}) error {
 
 // round sends SIGSTOP to whatever runs in the family, and returns all that is in it. The waker hears of a process before that is
 // stopped.
-func (t *family) round() (procs []procStat, err error) {
+func (t *family) round(ctx context.Context, over <-chan struct{}) (procs []procStat, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.resumed {
@@ -132,11 +132,39 @@ func (t *family) round() (procs []procStat, err error) {
 		if err := p.signal(syscall.SIGSTOP); err != nil {
 			return nil, err
 		}
-		for i := 0; i < 20 && !stopped(readThreads(p.procID)); i++ {
-			time.Sleep(time.Millisecond / 2)
-		}
+		t.await(ctx, over, p.procID)
 	}
 	return procs, nil
+}
+
+// await waits until a process that has got SIGSTOP has stopped. On a busy machine that is when it has had a processor, for each of its
+// threads: before that none of its children may stop. One that sleeps where no signal reaches it is waited for a moment only.
+func (t *family) await(ctx context.Context, over <-chan struct{}, p procID) {
+	for i := 0; ; i++ {
+		threads := readThreads(p)
+		if stopped(threads) || i >= 20 && !wakes(threads) {
+			return
+		}
+		select {
+		case <-time.After(time.Millisecond / 2):
+		case <-over:
+			return
+		case <-t.client.done:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// wakes reports whether a thread is yet to hear of a signal that wakes it.
+func wakes(threads map[int]thread) bool {
+	for _, th := range threads {
+		if th.state == 'R' || th.state == 'S' {
+			return true
+		}
+	}
+	return false
 }
 
 // still compares the family with what it was when it stood.
