@@ -390,13 +390,19 @@ func TestLoginWinsOverARefresh(t *testing.T) {
 	if url == nil {
 		t.Fatalf("auth login printed no URL: %s", login.stderr)
 	}
-	page, err := http.Get(url[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	page.Body.Close()
+	page := make(chan error, 1)
+	go func() { // it comes when the login is stored
+		r, err := http.Get(url[0])
+		if err == nil {
+			err = r.Body.Close()
+		}
+		page <- err
+	}()
 	login.waitsForLock()
 	release()
+	if err := <-page; err != nil {
+		t.Error(err)
+	}
 	if a, err := c.recv(patience); err != nil || !a.OK {
 		t.Errorf("refresh_token: %+v, %v", a, err)
 	}
