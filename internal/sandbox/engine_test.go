@@ -304,7 +304,7 @@ func TestPrepareRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !containerName.MatchString(s.plan.name) || !strings.HasPrefix(s.plan.name, "credproxy-"+strconv.Itoa(os.Getpid())+"-") {
+	if !containerName().MatchString(s.plan.name) || !strings.HasPrefix(s.plan.name, "credproxy-"+strconv.Itoa(os.Getpid())+"-") {
 		t.Errorf("name %q", s.plan.name)
 	}
 	if !strings.Contains(strings.Join(s.plan.command, " "), "true") || s.grace != 5*time.Second {

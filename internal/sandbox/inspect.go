@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // An engine's configuration can add to a container what --engine-arg may not: podman reads containers.conf from four places, and
@@ -47,7 +48,7 @@ func parseInspected(out string) (inspected, error) {
 }
 
 // unnamedVolume is the name of a volume that is made for one container, as an image's VOLUME asks for it.
-var unnamedVolume = regexp.MustCompile(`^[0-9a-f]{64}$`)
+var unnamedVolume = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{64}$`) })
 
 // differences says in what the container is more open than the plan, or lacks something of it that hides what is below. It is
 // empty for the container that was asked for. What a podman service (of this machine's, or in a machine of podman's) mounts by its own
@@ -111,7 +112,7 @@ func (c inspected) mountDifferences(p plan) []string {
 		switch m.Type {
 		case "volume":
 			what = "the volume " + m.Name
-			same = w.kind == named && m.Name == w.source || !planned && unnamedVolume.MatchString(m.Name)
+			same = w.kind == named && m.Name == w.source || !planned && unnamedVolume().MatchString(m.Name)
 		case "bind":
 			what = m.Source
 			// Virtual machines have other names for the directories of the machine that they run on.

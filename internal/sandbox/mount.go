@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -22,7 +23,7 @@ type Volume struct {
 }
 
 // volumeName is a name that docker and podman both take; of docker's, podman takes shorter ones, too.
-var volumeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+var volumeName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`) })
 
 // ParseVolume reads the value of --volume: SOURCE:TARGET or SOURCE:TARGET:ro. A source with a slash in it, or that begins
 // with a dot, is a path, taken from dir when it is relative; any other is the name of a volume that the engine manages, unless
@@ -69,7 +70,7 @@ func (v *Volume) place(what, dir string) error {
 		return refused(what, "a relative path, and the current directory is gone", "write the whole path, from / on")
 	case !isName:
 		v.Source = filepath.Join(dir, v.Source)
-	case !volumeName.MatchString(v.Source):
+	case !volumeName().MatchString(v.Source):
 		return refused(what, "neither a path nor the name of a volume", "write ./ before a relative path; names have at least two characters, letters, digits and _.-, the first a letter or a digit")
 	case dir != "":
 		if _, err := os.Lstat(filepath.Join(dir, v.Source)); err == nil {
@@ -373,7 +374,7 @@ func contains(dir fs.FileInfo, path string) bool {
 	}
 }
 
-var proxySocket = regexp.MustCompile(`^llxprt-cred-[0-9]+-[0-9a-f]{8,}\.sock$`)
+var proxySocket = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^llxprt-cred-[0-9]+-[0-9a-f]{8,}\.sock$`) })
 
 // socketDirs returns the directories in which other proxies of this user listen: with another TMPDIR they have another, and
 // another profile. The file at table is as proc_net_unix(5) has it; where there is none, nothing is known.
@@ -384,7 +385,7 @@ func socketDirs(table string, uid int) []string {
 		_, path, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " /")
 		dir, name := filepath.Split("/" + path)
 		dir = filepath.Clean(dir)
-		if !ok || !proxySocket.MatchString(name) || slices.Contains(dirs, dir) {
+		if !ok || !proxySocket().MatchString(name) || slices.Contains(dirs, dir) {
 			continue
 		}
 		// Others' directories do not matter, for their proxies turn us away, and may not be looked into.

@@ -161,6 +161,32 @@ func TestPauseIsNoStopToAShell(t *testing.T) {
 	}
 }
 
+// A parent that has not got to stopping yet, on a busy machine, is waited for: else it would see its child stop.
+func TestPauseAwaitsEach(t *testing.T) {
+	s := startScript(t, "echo; read")
+	s.line(t)
+	f := newFamily(s.client, "")
+	waited := make(chan struct{})
+	go func() { f.await(t.Context(), nil, f.root); close(waited) }()
+	select {
+	case <-waited:
+		t.Error("a process that has not stopped is taken for one that has")
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := f.root.signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	<-waited
+	if !isStopped(s.client.Pid) {
+		t.Error("it runs")
+	}
+	// One that cannot stop ends the wait with the pause.
+	_ = f.root.signal(syscall.SIGCONT)
+	over := make(chan struct{})
+	close(over)
+	f.await(t.Context(), over, f.root)
+}
+
 // What multiplies while it is being stopped is caught all the same.
 func TestPauseForking(t *testing.T) {
 	s := startScript(t, `

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -34,7 +35,7 @@ var recordEnv = []string{
 	"XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME",
 }
 
-var containerName = regexp.MustCompile(`^credproxy-[0-9]+-[0-9a-f]{16}$`)
+var containerName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^credproxy-[0-9]+-[0-9a-f]{16}$`) })
 
 // keep writes the record of a container that is about to start. The file is locked before it gets its name, so that no Sweep
 // can take it for a dead one's.
@@ -134,7 +135,7 @@ func (h Host) sweepOne(ctx context.Context, path string) (string, error) {
 		return "", os.Remove(path) // killed before the container was started
 	}
 	var r record
-	if err := json.Unmarshal(content, &r); err != nil || !containerName.MatchString(r.Container) || (r.Engine != Docker && r.Engine != Podman) {
+	if err := json.Unmarshal(content, &r); err != nil || !containerName().MatchString(r.Container) || (r.Engine != Docker && r.Engine != Podman) {
 		return "", removeRecord(path) // not a record that can be read
 	}
 	then := Host{Avoid: h.Avoid, UID: h.UID}
