@@ -78,7 +78,7 @@ fi
 engines_job=
 tail -1 "$scratch/engines.log" >&2
 
-step "unit tests with the race detector" env CGO_ENABLED=1 go test -race -timeout 5m ./...
+step "unit tests with the race detector" env CGO_ENABLED=1 go test -race -timeout 10m ./...
 
 fuzz() {
 	local dir name
