@@ -49,7 +49,8 @@ type NoFlowError = flows.NoFlowError
 // Face is how a login talks to the person. Its methods are called one after the other, by the goroutine that logs in. An
 // error of one ends the login.
 type Face interface {
-	// ShowURL shows an address to be opened in a browser.
+	// ShowURL shows an address to be opened in a browser. Where the browser comes back by itself ctx ends when it has: whoever
+	// waits for the browser's end does so no longer, for its last page comes when the login is stored.
 	ShowURL(ctx context.Context, url string) error
 	// ShowCode shows the page of a device login and the code to type there; complete, if there is one, has the code in it.
 	ShowCode(ctx context.Context, url, complete, userCode string) error
@@ -120,6 +121,8 @@ const maxPastes = 10
 // finish shows the login to the person and waits for its end.
 func finish(ctx context.Context, l *flows.Login, face Face, until time.Time, log *slog.Logger) (*grant.Grant, error) {
 	switch l.Flow {
+	case FlowBrowser:
+		return redirected(ctx, l, face, until, log)
 	case FlowDevice:
 		if err := face.ShowCode(ctx, l.URL, l.URLComplete, l.UserCode); err != nil {
 			return nil, err
@@ -130,7 +133,7 @@ func finish(ctx context.Context, l *flows.Login, face Face, until time.Time, log
 		}
 	}
 	if l.Flow != FlowPaste {
-		log.Debug("waiting for the person in the browser", "until", until.Format(time.TimeOnly))
+		log.Debug(saysWaiting, "until", until.Format(time.TimeOnly))
 		face.Waiting(until)
 		return l.Wait(ctx)
 	}
@@ -150,6 +153,40 @@ func finish(ctx context.Context, l *flows.Login, face Face, until time.Time, log
 		}
 		problem = err.Error()
 	}
+}
+
+const saysWaiting = "waiting for the person in the browser"
+
+// redirected waits for the browser to come back while the address is shown. What shows it may be the browser itself, which is
+// not done before it has its last page; that comes when the login is stored, and so after this function has returned. So the
+// context of what is shown ends with the login.
+func redirected(ctx context.Context, l *flows.Login, face Face, until time.Time, log *slog.Logger) (g *grant.Grant, err error) {
+	showing, shown := context.WithCancel(ctx)
+	defer shown()
+	waiting, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		g, err = l.Wait(waiting)
+		shown()
+	}()
+	if showErr := face.ShowURL(showing, l.URL); showErr != nil {
+		select {
+		case <-ended:
+			return g, err
+		default:
+		}
+		giveUp()
+		if <-ended; g == nil { // it may have come in the last moment
+			err = showErr
+		}
+		return g, err
+	}
+	log.Debug(saysWaiting, "until", until.Format(time.TimeOnly))
+	face.Waiting(until)
+	<-ended
+	return g, err
 }
 
 var errNoProvider = wire.E(wire.CodeProviderNotFound, "no provider of this name is configured, and none is built in")

@@ -300,6 +300,33 @@ func TestPageComesAfterTheStore(t *testing.T) {
 	if !strings.Contains(browser.page, stored) || strings.Contains(browser.page, unknown) {
 		t.Errorf("a login on the host: %s", browser.page)
 	}
+
+	// As a command in $BROWSER that runs until it has the page.
+	last := &itself{person{t: t}}
+	if err := v.Login(ctx, "acme", "itself", LoginOptions{Face: last}); err != nil {
+		t.Fatal(err)
+	}
+	last.opened.Wait()
+	if !strings.Contains(last.page, stored) || strings.Contains(last.page, unknown) {
+		t.Errorf("a browser that is waited for: %s", last.page)
+	}
+}
+
+// itself is a person whose address is shown by what runs until the browser has its last page.
+type itself struct{ person }
+
+func (i *itself) ShowURL(ctx context.Context, u string) error {
+	_ = i.person.ShowURL(ctx, u)
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		i.opened.Wait()
+	}()
+	select {
+	case <-closed:
+	case <-ctx.Done():
+	}
+	return nil
 }
 
 // A login that could not be served inside does not take the place of one that can.
