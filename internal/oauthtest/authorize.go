@@ -9,10 +9,11 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // s256 is base64url of 32 bytes without padding: RFC 7636 section 4.2.
-var s256 = regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`)
+var s256 = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`) })
 
 // authorize answers an authorisation request: RFC 6749 section 4.1.1, RFC 7636 section 4.3.
 func (s *Server) authorize(_ *http.Request, values url.Values) reply {
@@ -48,7 +49,7 @@ func (s *Server) authorize(_ *http.Request, values url.Values) reply {
 		return s.refuse(a, "invalid_request", "code challenge required")
 	case challenge != "" && method != "S256": // absent means plain
 		return s.refuse(a, "invalid_request", "transform algorithm not supported")
-	case challenge != "" && !s256.MatchString(challenge):
+	case challenge != "" && !s256().MatchString(challenge):
 		return s.refuse(a, "invalid_request", "the code challenge is malformed")
 	}
 	a.scope, a.challenge = scope, challenge

@@ -21,7 +21,7 @@ func (s *Server) device(r *http.Request, values url.Values) reply {
 		return badRequest("unauthorized_client", "the client may not use this grant")
 	case !ok:
 		return badRequest("invalid_scope", "a scope is malformed or unknown")
-	case challenge != "" && (p["code_challenge_method"] != "S256" || !s256.MatchString(challenge)):
+	case challenge != "" && (p["code_challenge_method"] != "S256" || !s256().MatchString(challenge)):
 		return badRequest("invalid_request", "only S256 challenges are supported")
 	}
 	s.mu.Lock()

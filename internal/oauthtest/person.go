@@ -10,13 +10,14 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync"
 )
 
 // The methods here play the person with the browser. For user codes there is [Server.Decide].
 
 var (
-	pageRequest = regexp.MustCompile(`name="request" value="([^"]+)"`)
-	pageCode    = regexp.MustCompile(`<code id="code">([^<]+)</code>`)
+	pageRequest = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`name="request" value="([^"]+)"`) })
+	pageCode    = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`<code id="code">([^<]+)</code>`) })
 )
 
 // Approve opens an authorisation request in the browser, says yes if the page asks, and returns where the browser is
@@ -51,7 +52,7 @@ func (s *Server) Copy(ctx context.Context, address string) (pasted string, err e
 	if err != nil {
 		return "", err
 	}
-	code := pageCode.FindStringSubmatch(page)
+	code := pageCode().FindStringSubmatch(page)
 	if code == nil {
 		return "", errors.New("oauthtest: the paste page shows no code")
 	}
@@ -68,7 +69,7 @@ func (s *Server) answer(ctx context.Context, address, decision string) (string, 
 	if err != nil || redirect != "" {
 		return redirect, err
 	}
-	id := pageRequest.FindStringSubmatch(page)
+	id := pageRequest().FindStringSubmatch(page)
 	if id == nil {
 		return "", fmt.Errorf("oauthtest: the page asks nothing: %s", page)
 	}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -79,7 +80,7 @@ type form struct {
 }
 
 // verifierForm is RFC 7636 section 4.1.
-var verifierForm = regexp.MustCompile(`^[A-Za-z0-9._~-]{43,128}$`)
+var verifierForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9._~-]{43,128}$`) })
 
 // failure is an error in an answer. Handlers say it in the words of the RFCs; vendor.failure translates it.
 type failure struct {
@@ -183,7 +184,7 @@ func (v *vendor) check(r *http.Request, e Endpoint, a ask, values url.Values) *r
 			return refuse("invalid_request", "%s does not belong to this request", name)
 		}
 	}
-	if p["code_verifier"] != "" && !verifierForm.MatchString(p["code_verifier"]) {
+	if p["code_verifier"] != "" && !verifierForm().MatchString(p["code_verifier"]) {
 		return refuse("invalid_request", "code_verifier is not 43 to 128 unreserved characters")
 	}
 	if f.check != nil {

@@ -25,7 +25,7 @@ func chatgpt() *vendor {
 					"scope", "state", "code_challenge", "code_challenge_method=S256", "nonce",
 				},
 				check: func(r *http.Request, p map[string]string) string {
-					if id, ok := strings.CutPrefix(p["ext_agent_host_id"], "urn:uuid:"); !ok || !uuid.MatchString(id) {
+					if id, ok := strings.CutPrefix(p["ext_agent_host_id"], "urn:uuid:"); !ok || !uuid().MatchString(id) {
 						return "ext_agent_host_id is not urn:uuid: and a UUID"
 					}
 					return ""

@@ -4,11 +4,14 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 )
 
 // uuid is RFC 9562 section 4, in lower case as most write it, or in upper.
-var uuid = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+var uuid = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+})
 
 func asksForJSON(r *http.Request) bool {
 	return strings.Contains(r.Header.Get("Accept"), "application/json")
@@ -35,7 +38,7 @@ func qwen() *vendor {
 			askDevice: {
 				need: []string{"client_id", "scope", "code_challenge", "code_challenge_method=S256"},
 				check: func(r *http.Request, p map[string]string) string {
-					if !uuid.MatchString(r.Header.Get("X-Request-Id")) {
+					if !uuid().MatchString(r.Header.Get("X-Request-Id")) {
 						return "x-request-id is not a UUID"
 					}
 					return check(r, p)
