@@ -15,7 +15,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -154,14 +153,17 @@ func sameDirectory(a, b *os.Root) bool {
 	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
 }
 
-// theirName is what the original takes for the name of a provider or a bucket.
-var theirName = regexp.MustCompile(`^[a-zA-Z0-9._@-]{1,64}$`)
+// theirName reports whether the original takes s for the name of a provider or a bucket.
+func theirName(s string) bool {
+	const of = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._@-"
+	return s != "" && len(s) <= 64 && strings.Trim(s, of) == ""
+}
 
 // refreshName is the name of a login's refresh lock, "" for what is no login of the original's.
 func refreshName(it store.Item) string {
 	provider, bucket, ok := strings.Cut(it.Account, ":")
 	switch {
-	case it.Service != store.ServiceLogins || !ok || !theirName.MatchString(provider) || !theirName.MatchString(bucket):
+	case it.Service != store.ServiceLogins || !ok || !theirName(provider) || !theirName(bucket):
 		return ""
 	case bucket == "default":
 		return provider + "-refresh.lock"
