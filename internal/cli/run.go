@@ -65,7 +65,7 @@ stderr.`,
 			switch {
 			case len(args) == 0 || args[0] == "":
 				return usage("COMMAND is missing").about(c)
-			case a.verbose && c.ArgsLenAtDash() < 0 && volumeForm.MatchString(args[0]):
+			case a.verbose && c.ArgsLenAtDash() < 0 && volumeForm().MatchString(args[0]):
 				return usage("-v is --verbose; what is mounted is given with --volume SOURCE:TARGET").about(c)
 			}
 			return nil
@@ -204,7 +204,7 @@ func notOneOf(rule, value string, values []string) *failure {
 }
 
 // volumeForm is what docker's -v takes, and hardly anybody's command.
-var volumeForm = regexp.MustCompile(`^[^:]+:/[^:/][^:]*(:(ro|rw|z|Z))?$`)
+var volumeForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[^:]+:/[^:/][^:]*(:(ro|rw|z|Z))?$`) })
 
 func isEngine(name string) bool { return slices.Contains(engines, name) }
 
