@@ -49,8 +49,7 @@ type NoFlowError = flows.NoFlowError
 // Face is how a login talks to the person. Its methods are called one after the other, by the goroutine that logs in. An
 // error of one ends the login.
 type Face interface {
-	// ShowURL shows an address to be opened in a browser. Where the browser comes back by itself ctx ends when it has: whoever
-	// waits for the browser's end does so no longer, for its last page comes when the login is stored.
+	// ShowURL shows an address to be opened in a browser. It may wait until that has its last page.
 	ShowURL(ctx context.Context, url string) error
 	// ShowCode shows the page of a device login and the code to type there; complete, if there is one, has the code in it.
 	ShowCode(ctx context.Context, url, complete, userCode string) error
@@ -89,17 +88,15 @@ func (v *Vault) Login(ctx context.Context, providerName, bucket string, o LoginO
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, flows.ErrTimeout)
 	defer cancel()
-	g, err := finish(ctx, l, o.Face, time.Now().Add(limit), log)
-	if err != nil {
-		log.Debug("the login has failed", "took", took(), "error", err)
+	keep := func(g *grant.Grant) error {
+		log.Debug("the provider has issued the login", "took", took())
+		// The person is waiting, but a login that the provider has issued is stored even if they go away now.
+		err := v.storeGrant(context.WithoutCancel(ctx), providerName, bucket, g)
+		l.Told(err)
 		return err
 	}
-	log.Debug("the provider has issued the login", "took", took())
-	// The person is waiting, but a login that the provider has issued is stored even if they go away now.
-	err = v.storeGrant(context.WithoutCancel(ctx), providerName, bucket, g)
-	l.Told(err)
-	if err != nil {
-		log.Debug("the login could not be stored", "took", took(), "error", err)
+	if err := finish(ctx, l, o.Face, time.Now().Add(limit), keep, log); err != nil {
+		log.Debug("the login has failed", "took", took(), "error", err)
 		return err
 	}
 	log.Debug("the login is stored", "took", took())
@@ -118,75 +115,75 @@ func host(address string) string {
 // maxPastes is how often a code is asked for, as package client does: a face that answers by itself would go on forever.
 const maxPastes = 10
 
-// finish shows the login to the person and waits for its end.
-func finish(ctx context.Context, l *flows.Login, face Face, until time.Time, log *slog.Logger) (*grant.Grant, error) {
+// finish shows the login to the person, waits for its end and keeps what it brings.
+func finish(ctx context.Context, l *flows.Login, face Face, until time.Time, keep func(*grant.Grant) error, log *slog.Logger) error {
+	var g *grant.Grant
+	var err error
 	switch l.Flow {
 	case FlowBrowser:
-		return redirected(ctx, l, face, until, log)
+		return redirected(ctx, l, face, until, keep, log)
 	case FlowDevice:
-		if err := face.ShowCode(ctx, l.URL, l.URLComplete, l.UserCode); err != nil {
-			return nil, err
+		if err = face.ShowCode(ctx, l.URL, l.URLComplete, l.UserCode); err == nil {
+			log.Debug(saysWaiting, "until", until.Format(time.TimeOnly))
+			face.Waiting(until)
+			g, err = l.Wait(ctx)
 		}
-	default:
-		if err := face.ShowURL(ctx, l.URL); err != nil {
-			return nil, err
+	case FlowPaste:
+		if err = face.ShowURL(ctx, l.URL); err == nil {
+			g, err = pasted(ctx, l, face, log)
 		}
 	}
-	if l.Flow != FlowPaste {
-		log.Debug(saysWaiting, "until", until.Format(time.TimeOnly))
-		face.Waiting(until)
-		return l.Wait(ctx)
+	if err != nil {
+		return err
 	}
+	return keep(g)
+}
+
+const saysWaiting = "waiting for the person in the browser"
+
+// redirected waits for the browser, and keeps what it brings, while the address is shown: what shows it may be the browser
+// itself, which runs until it has its last page, and that comes when the login is stored.
+func redirected(ctx context.Context, l *flows.Login, face Face, until time.Time, keep func(*grant.Grant) error, log *slog.Logger) error {
+	waiting, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	ended := make(chan error, 1)
+	go func() {
+		g, err := l.Wait(waiting)
+		if err == nil {
+			err = keep(g)
+		}
+		ended <- err
+	}()
+	if showErr := face.ShowURL(ctx, l.URL); showErr != nil {
+		giveUp()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			return err // it had come to its end
+		}
+		return showErr
+	}
+	log.Debug(saysWaiting, "until", until.Format(time.TimeOnly))
+	face.Waiting(until)
+	return <-ended
+}
+
+// pasted asks for the code until there is one.
+func pasted(ctx context.Context, l *flows.Login, face Face, log *slog.Logger) (*grant.Grant, error) {
 	problem := ""
 	for asked := 1; ; asked++ {
-		pasted, err := face.AskCode(ctx, problem)
+		code, err := face.AskCode(ctx, problem)
 		if err != nil {
 			if ctx.Err() != nil {
 				err = context.Cause(ctx)
 			}
 			return nil, err
 		}
-		log.Debug("the person has pasted something", "time", asked, "bytes", len(pasted))
-		g, err := l.Finish(ctx, pasted)
+		log.Debug("the person has pasted something", "time", asked, "bytes", len(code))
+		g, err := l.Finish(ctx, code)
 		if asked == maxPastes || !errors.Is(err, flows.ErrPaste) && !errors.Is(err, flows.ErrOtherLogin) {
 			return g, err
 		}
 		problem = err.Error()
 	}
-}
-
-const saysWaiting = "waiting for the person in the browser"
-
-// redirected waits for the browser to come back while the address is shown. What shows it may be the browser itself, which is
-// not done before it has its last page; that comes when the login is stored, and so after this function has returned. So the
-// context of what is shown ends with the login.
-func redirected(ctx context.Context, l *flows.Login, face Face, until time.Time, log *slog.Logger) (g *grant.Grant, err error) {
-	showing, shown := context.WithCancel(ctx)
-	defer shown()
-	waiting, giveUp := context.WithCancel(ctx)
-	defer giveUp()
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		g, err = l.Wait(waiting)
-		shown()
-	}()
-	if showErr := face.ShowURL(showing, l.URL); showErr != nil {
-		select {
-		case <-ended:
-			return g, err
-		default:
-		}
-		giveUp()
-		if <-ended; g == nil { // it may have come in the last moment
-			err = showErr
-		}
-		return g, err
-	}
-	log.Debug(saysWaiting, "until", until.Format(time.TimeOnly))
-	face.Waiting(until)
-	<-ended
-	return g, err
 }
 
 var errNoProvider = wire.E(wire.CodeProviderNotFound, "no provider of this name is configured, and none is built in")
