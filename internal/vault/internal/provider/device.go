@@ -124,9 +124,11 @@ func (l *Device) read(members map[string]json.RawMessage) bool {
 		openable(l.VerificationURL) && !shows(l.VerificationURL)
 }
 
-// openable reports whether a person can be sent to address: an https URL, or http on loopback, of visible ASCII.
+// openable reports whether a person can be sent to address: an https URL, or http on loopback, of visible ASCII. Unlike an
+// endpoint it may have a fragment, in which some pages have their routes.
 func openable(address string) bool {
-	return visible(address, maxPage) && secureURL(address)
+	page, _, _ := strings.Cut(address, "#")
+	return visible(address, maxPage) && secureURL(page)
 }
 
 // seconds reads a number of seconds, or one in a string. 0 for what is no positive number; otherwise it is at least

@@ -46,6 +46,7 @@ func TestDeviceAnswers(t *testing.T) {
 		code + "," + user + `,"verification_uri":"http://127.0.0.1:8080/d"`:             with(func(u *device) { u.page = "http://127.0.0.1:8080/d" }),
 		code + "," + user + `,"verification_uri":"http://[::1]/d"`:                      with(func(u *device) { u.page = "http://[::1]/d" }),
 		code + "," + user + `,"verification_uri":"http://localhost:8080/d"`:             with(func(u *device) { u.page = "http://localhost:8080/d" }),
+		code + "," + user + `,"verification_uri":"https://a.example/#/device"`:          with(func(u *device) { u.page = "https://a.example/#/device" }),
 		good + `,"verification_uri_complete":"https://acme.example/device?c=1"`:         with(func(u *device) { u.complete = "https://acme.example/device?c=1" }),
 		good + `,"verification_uri_complete":"http://acme.example/device?c=1"`:          &usual,
 		good + `,"verification_uri_complete":"https://a.example/\u001b[2J"`:             &usual,
@@ -86,6 +87,7 @@ func TestDeviceAnswers(t *testing.T) {
 		code + "," + user + `,"verification_uri":"https://"`:                                               nil,
 		code + "," + user + `,"verification_uri":"acme.example/device"`:                                    nil,
 		code + "," + user + `,"verification_uri":"https://a.example@b.example/"`:                           nil,
+		code + "," + user + `,"verification_uri":"#https://a.example/"`:                                    nil,
 		code + "," + user + `,"verification_uri":"https://a.example/ b"`:                                   nil,
 		code + "," + user + `,"verification_uri":"https://a.example/\nb"`:                                  nil,
 		code + "," + user + `,"verification_uri":"https://а.example/"`:                                     nil, // not an a
