@@ -13,6 +13,7 @@ import (
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	"github.com/credproxy/credproxy/internal/vault/internal/journal"
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
+	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/wire"
 )
@@ -73,6 +74,33 @@ func TestUnreadableJournalStopsARefresh(t *testing.T) {
 		s.store.Refuse(nil, nil)
 		time.Sleep(time.Minute)
 		s.wantStored(b)
+	})
+}
+
+// No file can be opened any more, be it for want of descriptors or for the disk: what this process remembers is served.
+func TestUnsavedTokenIsServedWhenNothingCanBeRead(t *testing.T) {
+	play(t, oauthtest.Options{}, func(t *testing.T, s *scene) {
+		a, g := s.unsaved()
+		gone := errors.New("too many open files")
+		s.store.Refuse(gone, gone)
+		if err := os.Chmod(s.dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		cache := store.NewCache(a.Store(), func(_ store.Item, v secret.String) (*grant.Grant, error) { return grant.Parse(v) })
+		defer cache.Close()
+		s.wantNewest(cache.Reload(t.Context(), s.it))
+		if h := a.History(t.Context(), s.it, g); !h.Unsaved {
+			t.Errorf("the status does not say that the token is unsaved: %q", h.Detail)
+		}
+		if _, err := s.process().Store().Version(t.Context(), s.it); !errors.Is(err, gone) {
+			t.Errorf("a process that remembers nothing: %v, want the store's error", err)
+		}
+		if err := os.Chmod(s.dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		s.store.Refuse(nil, nil)
+		time.Sleep(time.Minute)
+		s.wantStored(a)
 	})
 }
 

@@ -77,10 +77,13 @@ func (o overlay) Version(ctx context.Context, it store.Item) (string, error) {
 	recorded, journalErr := o.c.o.Journal.Version(ctx, it)
 	version, err := o.Store.Version(ctx, it)
 	switch {
-	case err != nil && (journalErr != nil || ctx.Err() != nil || errors.Is(err, context.Canceled)):
+	case err != nil && (ctx.Err() != nil || errors.Is(err, context.Canceled)):
+		return "", err
+	case err != nil && journalErr != nil && o.c.remembered(it, journal.Record{}).Sealed == nil:
 		return "", err
 	case err != nil:
-		// The store does not answer: what it would say is not remembered, but a pending answer can be read.
+		// The store does not answer: what it would say is not remembered, but a pending answer can be read, in the journal or in
+		// this process's memory.
 		return "", nil
 	case version == "" || journalErr != nil:
 		return "", nil
