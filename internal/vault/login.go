@@ -227,7 +227,7 @@ func (v *Vault) clientSecret(ctx context.Context, p *provider.Provider) (secret.
 // storeGrant makes a new login durable. ctx ends the waiting for the login's lock, not a write that has begun.
 func (v *Vault) storeGrant(ctx context.Context, providerName, bucket string, g *grant.Grant) error {
 	it := loginItem(providerName, bucket)
-	return v.underLock(ctx, it, func() error {
+	return v.underLockWithin(ctx, issuedLimit, it, func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lockLimit)
 		defer cancel()
 		if err := v.logins.Write(ctx, it, g.Seal()); err != nil {

@@ -5,10 +5,33 @@ import (
 	"net/http"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/credproxy/credproxy/internal/oauthtest"
+	"github.com/credproxy/credproxy/internal/vault/internal/grant"
+	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/wire"
 )
+
+// A refresh whose provider drips its answer has the lock for longer than clients wait. A login that was issued meanwhile is not lost for
+// that.
+func TestLoginWaitsForALongRefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, _ := newVault(t, nil, nil)
+		unlock, err := v.store.Lock(t.Context(), loginItem("acme", "default"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(50*time.Second, unlock)
+		if err := v.storeGrant(t.Context(), "acme", "default", &grant.Grant{AccessToken: secret.New("test-access-token-1")}); err != nil {
+			t.Errorf("a login while a refresh is running: %v", err)
+		}
+		if got, err := v.Token(t.Context(), "acme", "default"); err != nil || got.AccessToken != "test-access-token-1" {
+			t.Errorf("after it: %v", err)
+		}
+	})
+}
 
 // Sixteen ask at once: one call, one answer; the refresh token is rotated and does not come out.
 func TestRefreshIsShared(t *testing.T) {

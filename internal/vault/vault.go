@@ -199,13 +199,24 @@ func decodeKey(_ store.Item, sealed secret.String) (wire.APIKey, error) {
 	return wire.APIKey(sealed.Reveal()), nil
 }
 
-// lockLimit is how long a change of a login waits for a refresh that is running.
-const lockLimit = 30 * time.Second
+const (
+	// lockLimit is how long a change of a login waits for a refresh that is running.
+	lockLimit = 30 * time.Second
+
+	// issuedLimit is how long a login waits that a provider has just issued: as long as a refresh can take whose provider drips its
+	// answer and whose store is slow. A person would have to log in anew.
+	issuedLimit = time.Minute
+)
 
 // underLock runs f with the item's lock, for read-merge-write. Nobody else, in this process or another, writes the item
 // meanwhile.
 func (v *Vault) underLock(ctx context.Context, it store.Item, f func() error) error {
-	wait, cancel := context.WithTimeout(ctx, lockLimit)
+	return v.underLockWithin(ctx, lockLimit, it, f)
+}
+
+// underLockWithin is underLock that waits for at most limit.
+func (v *Vault) underLockWithin(ctx context.Context, limit time.Duration, it store.Item, f func() error) error {
+	wait, cancel := context.WithTimeout(ctx, limit)
 	unlock, err := v.store.Lock(wait, it)
 	cancel()
 	if err != nil {
