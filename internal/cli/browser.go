@@ -15,8 +15,8 @@ import (
 	"github.com/cli/browser"
 )
 
-// browserPatience is how long a browser command has to fail. One that still runs then is the browser itself.
-const browserPatience = 2 * time.Second
+// browserPatience is how long a browser command has to fail. One that still runs then is the browser itself. (Variable for tests.)
+var browserPatience = 2 * time.Second
 
 // openBrowser shows url to the person: by the commands in $BROWSER, the first that does not fail, else by the system's
 // way. What it starts may outlive us and is not waited for beyond browserPatience; a goroutine of the wait ends with the

@@ -15,8 +15,8 @@ import (
 	"github.com/credproxy/credproxy/wire"
 )
 
-// completionTime is what a shell's user may be kept waiting for names.
-const completionTime = 500 * time.Millisecond
+// completionTime is what a shell's user may be kept waiting for names. (Variable for tests.)
+var completionTime = 500 * time.Millisecond
 
 var shells = []string{"bash", "zsh", "fish", "powershell"}
 

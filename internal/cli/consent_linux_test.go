@@ -40,35 +40,59 @@ const (
 	answers = 4
 )
 
-// asksWhenTold is a credproxy that runs a command in bwrap, or none, and asks whenever it is told how long it may; less than nothing is
-// until whoever wants the login goes away. It says what
-// came of that, and in the end the command's status.
+// ordered is a context that ends when the test says so, and with the error that it says.
+type ordered struct {
+	context.Context
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+func (o *ordered) Done() <-chan struct{} { return o.done }
+
+func (o *ordered) Err() error {
+	select {
+	case <-o.done:
+		return o.err
+	default:
+		return nil
+	}
+}
+
+func (o *ordered) end(err error) {
+	o.err = err
+	close(o.done)
+}
+
+// asksWhenTold is a credproxy that runs a command in bwrap, or none, and does what it is told: "ask", "expire" (the time for that is
+// over), "withdraw" (whoever wants the login goes away), "notice", and "leave", the terminal to another process group. It says
+// what came of each question, and in the end the command's status.
 func asksWhenTold(dir string, command []string) int {
 	told, say := os.NewFile(orders, "orders"), os.NewFile(answers, "answers")
 	c := &consent{log: slog.New(slog.NewTextHandler(say, nil)), mustPause: len(command) > 0}
 	q := daemon.Question{Profile: "default", Provider: "acme", Bucket: "default", Flow: "device", Peer: socket.Peer{PID: 4711}}
 	go func() {
+		var asked *ordered
 		for lines := bufio.NewScanner(told); lines.Scan(); {
-			if lines.Text() == "notice" {
+			switch lines.Text() {
+			case "ask":
+				ctx := &ordered{Context: context.Background(), done: make(chan struct{})}
+				asked = ctx
+				go func() {
+					agreed, err := c.ask(ctx, q)
+					fmt.Fprintf(say, "%t %v\n", agreed, err)
+				}()
+			case "expire":
+				asked.end(context.DeadlineExceeded)
+			case "withdraw":
+				asked.end(context.Canceled)
+			case "notice":
 				c.notice(q)
-				continue
-			}
-			if lines.Text() == "leave" { // the terminal to another process group
+			case "leave":
 				other := exec.Command("sleep", "60")
 				other.SysProcAttr = &syscall.SysProcAttr{Foreground: true, Pdeathsig: syscall.SIGKILL}
 				err := other.Start()
 				fmt.Fprintln(say, "left", err)
-				continue
 			}
-			limit, _ := time.ParseDuration(lines.Text())
-			ctx, cancel := context.WithTimeout(context.Background(), max(limit, -limit))
-			if limit < 0 { // whoever asked for the login goes away then
-				ctx, cancel = context.WithCancel(context.Background())
-				time.AfterFunc(-limit, cancel)
-			}
-			agreed, err := c.ask(ctx, q)
-			cancel()
-			fmt.Fprintf(say, "%t %v\n", agreed, err)
 		}
 	}()
 	if len(command) == 0 {
@@ -109,7 +133,7 @@ func greet(l net.Listener) {
 			return
 		}
 		reader := frame.NewReader(c, wire.MaxPayload(wire.MinVersion), nil)
-		reader.SetDeadline(time.Now().Add(20 * time.Second))
+		reader.SetDeadline(time.Now().Add(patient))
 		if _, err := reader.Next(); err == nil {
 			_, _ = c.Write(frame.Append(nil, wire.AppendHandshake(nil, wire.MinVersion)))
 		}
@@ -220,7 +244,7 @@ func (a *asking) text(from int) string {
 // shows waits until the screen shows a text, behind the last one.
 func (a *asking) shows(text string) {
 	a.t.Helper()
-	for limit := time.After(20 * time.Second); ; {
+	for limit := time.After(patient); ; {
 		a.mu.Lock()
 		i := strings.Index(a.screen.String()[a.seen:], text)
 		if i >= 0 {
@@ -246,7 +270,14 @@ func (a *asking) types(keys string) {
 }
 
 // asks has it ask; says what came of it, or whatever else it says.
-func (a *asking) asks(limit time.Duration) { fmt.Fprintln(a.orders, limit) }
+func (a *asking) asks() { a.orderTo("ask") }
+
+func (a *asking) orderTo(do string) {
+	a.t.Helper()
+	if _, err := fmt.Fprintln(a.orders, do); err != nil {
+		a.t.Fatal(err)
+	}
+}
 
 func (a *asking) says(wants ...string) {
 	a.t.Helper()
@@ -292,7 +323,7 @@ func TestConsentInAShell(t *testing.T) {
 		{"y\r", "allowed", "true <nil>"},
 		{"\x03", "not allowed", "false <nil>"},
 	} {
-		a.asks(20 * time.Second)
+		a.asks()
 		a.shows("credproxy: a sandbox asks to log in")
 		a.shows("pid 4711")
 		a.shows("acme/default, by a device code")
@@ -309,19 +340,20 @@ func TestConsentInAShell(t *testing.T) {
 		}
 		a.types("two\n")
 		a.shows("two\r\ntwo\r\n") // what the terminal echoes, and cat
-		fmt.Fprintln(a.orders, "notice")
+		a.orderTo("notice")
 		if c.said == "not allowed" {
 			a.shows("credproxy: the sandbox (pid 4711) asks to log in to acme/default\r")
 		}
 	}
-	a.asks(3 * time.Second)
+	a.asks()
 	a.shows(allow)
+	a.orderTo("expire")
 	a.says("false context deadline exceeded")
 	a.types("\x04")
 	a.shows("ready> ")
 	a.types("jobs; echo end of jobs\r")
 	a.shows("\rend of jobs\r\n")
-	a.asks(20 * time.Second) // at the shell's own prompt, and a line half typed
+	a.asks() // at the shell's own prompt, and a line half typed
 	a.types("echo half of ")
 	a.shows(allow)
 	a.types("Yes\r")
@@ -359,7 +391,7 @@ func TestConsentAgainstASandbox(t *testing.T) {
 		{"n\r", "not allowed", "false <nil>"},
 		{"yes\r", "allowed", "true <nil>"},
 	} {
-		a.asks(20 * time.Second)
+		a.asks()
 		a.shows("credproxy: a sandbox asks")
 		begun := a.seen
 		a.shows(allow) // most of a second later
@@ -373,12 +405,14 @@ func TestConsentAgainstASandbox(t *testing.T) {
 	}
 	a.types("#")
 	a.shows("got <#>") // it goes on
-	a.asks(3 * time.Second)
+	a.asks()
 	a.shows(allow)
+	a.orderTo("expire")
 	a.shows("no answer: not allowed")
 	a.says("false context deadline exceeded")
-	a.asks(-3 * time.Second)
+	a.asks()
 	a.shows(allow)
+	a.orderTo("withdraw")
 	a.shows("credproxy: withdrawn")
 	a.says("false context canceled")
 	if s := a.text(0); strings.Contains(s, "got <n>") || strings.Contains(s, "got <e>") {
@@ -391,7 +425,7 @@ func TestConsentOfTheWoken(t *testing.T) {
 	t.Parallel()
 	a := startAsker(t, nil, "sh", "-c", "echo begun; cat")
 	a.shows("begun")
-	a.asks(20 * time.Second)
+	a.asks()
 	a.shows(allow)
 	for _, pid := range a.descendants() {
 		_ = syscall.Kill(pid, syscall.SIGCONT)
@@ -414,7 +448,7 @@ func TestConsentIsOver(t *testing.T) {
 	a := startAsker(t, nil, "sh", "-c", "trap 'echo told; exit 7' TERM; echo begun; while :; do sleep 0.01; done")
 	a.shows("begun")
 	before := a.modes()
-	a.asks(20 * time.Second)
+	a.asks()
 	a.shows(allow)
 	if a.modes() == before {
 		t.Error("the terminal is in no mode for a question")
@@ -431,16 +465,16 @@ func TestConsentIsOver(t *testing.T) {
 // What is stopped does not survive credproxy.
 func TestConsentKilled(t *testing.T) {
 	t.Parallel()
-	a := startAsker(t, nil, "sh", "-c", "echo begun; sleep 1000 & cat")
+	a := startAsker(t, nil, "sh", "-c", "sleep 1000 & echo begun; cat")
 	a.shows("begun")
-	a.asks(20 * time.Second)
+	a.asks()
 	a.shows(allow)
 	left := a.descendants()
 	if len(left) < 4 {
 		t.Fatalf("only %d processes", len(left))
 	}
 	_ = a.cmd.Process.Kill()
-	for deadline := time.Now().Add(20 * time.Second); len(left) > 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patient); len(left) > 0; time.Sleep(time.Millisecond) {
 		left = slices.DeleteFunc(left, func(pid int) bool { return !isAlive(pid) })
 		if time.Now().After(deadline) {
 			t.Fatalf("%d processes are left", len(left))
@@ -453,7 +487,7 @@ func TestConsentWithoutASandbox(t *testing.T) {
 	t.Parallel()
 	a := startAsker(t, nil)
 	before := a.modes()
-	a.asks(20 * time.Second)
+	a.asks()
 	a.shows(allow)
 	a.types("\x1b[A\x1bOAy\r") // keys that are no answer, and what comes with them
 	a.shows(allow)
@@ -462,11 +496,11 @@ func TestConsentWithoutASandbox(t *testing.T) {
 	if a.modes() != before {
 		t.Error("the terminal's modes are others afterwards")
 	}
-	fmt.Fprintln(a.orders, "leave")
+	a.orderTo("leave")
 	a.says("left <nil>")
-	a.asks(20 * time.Second)
+	a.asks()
 	a.says("false " + errElsewhere.Error())
-	fmt.Fprintln(a.orders, "notice")
+	a.orderTo("notice")
 	a.shows("asks to log in to acme/default")
 }
 

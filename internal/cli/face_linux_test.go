@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -44,7 +45,7 @@ func onTerminal(t *testing.T, rows uint16) (f *face, master *os.File, screen fun
 	})
 	screen = func(until string) string {
 		t.Helper()
-		limit := time.After(20 * time.Second)
+		limit := time.After(patient)
 		for !strings.Contains(shown.String(), until) {
 			select {
 			case <-shown.grown:
@@ -156,11 +157,12 @@ func TestFaceOnTerminal(t *testing.T) {
 	if err := f.ShowCode(t.Context(), page, complete, "HI"); err != nil {
 		t.Fatal(err)
 	}
-	f.Waiting(time.Now().Add(10 * time.Minute))
-	screen("waiting for the login in the browser, 10m0s left; Ctrl-C cancels")
-	f.Waiting(time.Now().Add(5 * time.Minute))
-	screen("waiting for the login in the browser, 5m0s left; Ctrl-C cancels")
+	for _, minutes := range []int{9, 4} { // and a half, in which it shows them at the latest
+		f.Waiting(time.Now().Add(time.Duration(minutes)*time.Minute + 30*time.Second))
+		screen(fmt.Sprintf("waiting for the login in the browser, %dm", minutes))
+	}
 	f.rest()
+	screen("s left; Ctrl-C cancels")
 	shown := screen("enter this code there:")
 	picture, err := qrCode(complete, true, 80, 0)
 	if err != nil {

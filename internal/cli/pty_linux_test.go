@@ -35,7 +35,7 @@ func typing(ts *testscript.TestScript, neg bool, args []string) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	ts.Check(cmd.Start())
 	ts.Check(slave.Close())
-	ts.Check(master.SetReadDeadline(time.Now().Add(time.Minute)))
+	ts.Check(master.SetReadDeadline(time.Now().Add(patient)))
 
 	var screen bytes.Buffer
 	prompts, seen := args[1:at], 0
@@ -112,7 +112,7 @@ var shownAddress = regexp.MustCompile(`\x1b\\(http[^\s\x1b]+)`)
 
 // quiet waits until the terminal does not echo: a prompt is printed a moment before that.
 func quiet(master *os.File) bool {
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patient); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		state, err := unix.IoctlGetTermios(int(master.Fd()), unix.TCGETS)
 		if err != nil {
 			return false

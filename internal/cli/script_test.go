@@ -27,9 +27,12 @@ import (
 // TestMain lets scripts run the real command, in processes of its own, and a browser that follows redirects.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"credproxy": func() { os.Exit(Main()) },
-		"browse":    browse,
-		"failing":   func() { os.Exit(1) },
+		"credproxy": func() {
+			browserPatience, completionTime = patient, patient // no script is about who waits no longer
+			os.Exit(Main())
+		},
+		"browse":  browse,
+		"failing": func() { os.Exit(1) },
 	})
 }
 
@@ -98,6 +101,9 @@ func scripts(dir string, setup func(*testscript.Env) error) testscript.Params {
 	}
 }
 
+// patient is how long a test waits for what has to come, on a busy machine too.
+const patient = 2 * time.Minute
+
 // script is what one script has running.
 type script struct {
 	server *oauthtest.Server
@@ -138,7 +144,7 @@ func (l *logBuffer) String() string {
 
 // await waits until the log has a text.
 func (l *logBuffer) await(ts *testscript.TestScript, text string) {
-	limit := time.After(time.Minute)
+	limit := time.After(patient)
 	for !strings.Contains(l.String(), text) {
 		select {
 		case <-l.grown:
