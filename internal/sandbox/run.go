@@ -67,6 +67,8 @@ type run struct {
 	plan    plan
 	stdio   Stdio
 	proc    *process
+	heard   bool           // the command in a container has got a signal
+	told    syscall.Signal // the client was to end by, in place of the command; 0: none
 
 	// of bwrap; set by the goroutine that reads its status, read after ready or statusDone is closed
 	init       handle
@@ -147,7 +149,7 @@ func (r *run) attach(ctx context.Context, signals <-chan os.Signal) (status int,
 	if err := disconnect(); err != nil {
 		return ExitEngine, err
 	}
-	return s.judge(exitStatus(r.proc.err))
+	return s.judge(r.clientStatus())
 }
 
 // judge tells the command's own status from that of a container that did not get to it: our program inside speaks to the proxy
@@ -219,11 +221,27 @@ func (r *run) makeCovers(dir string) error {
 // signalContainer hands a signal to the command. The client would not do it when there is a terminal.
 func (r *run) signalContainer(ctx context.Context, sig syscall.Signal) {
 	s := r.sandbox
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := limited(ctx, askLimit)
 	defer cancel()
-	if _, err := s.host.output(ctx, s.engine.Path, "kill", fmt.Sprintf("--signal=%d", sig), r.plan.name); err != nil {
-		_ = r.proc.Signal(sig) // it is not running yet, or no more
+	_, err := s.host.output(ctx, s.engine.Path, "kill", fmt.Sprintf("--signal=%d", sig), r.plan.name)
+	r.heard = r.heard || err == nil
+	if r.heard || ctx.Err() != nil { // also a slow engine may have brought it; the client has to stay for the command's status
+		return
 	}
+	// It is not running yet, or no more.
+	if r.proc.Signal(sig) == nil && slices.Contains([]syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT}, sig) {
+		r.told = sig
+	}
+}
+
+// clientStatus is the exit status of the client, which has ended: the command's, if it got to that. A podman that is told to end
+// itself does so with 0.
+func (r *run) clientStatus() int {
+	status := exitStatus(r.proc.err)
+	if status == 0 && r.told != 0 {
+		return exitSignalShift + int(r.told)
+	}
+	return status
 }
 
 func (r *run) bwrap(ctx context.Context, signals <-chan os.Signal) (int, error) {

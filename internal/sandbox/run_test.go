@@ -1,8 +1,11 @@
 package sandbox
 
 import (
+	"bufio"
 	"context"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
@@ -31,6 +34,70 @@ func TestGraceBeginsWithTheSignal(t *testing.T) {
 			})
 			if !slices.Equal(brought, []syscall.Signal{sig}) || killed != slow+grace {
 				t.Errorf("%v: brought %v, killed after %v, want %v", sig, brought, killed, slow+grace)
+			}
+		})
+	}
+}
+
+// A signal that the engine cannot bring ends its client, which may then say that all went well. One that the engine only takes its
+// time for does not, nor one that comes when the command has had another.
+func TestSignalThatIsNotBrought(t *testing.T) {
+	engine := filepath.Join(t.TempDir(), "podman")
+	if err := os.WriteFile(engine, []byte("#!/bin/sh\n[ -e \"$0.works\" ]\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	works := func(yes bool) {
+		t.Helper()
+		err := os.Remove(engine + ".works")
+		if yes {
+			err = os.WriteFile(engine+".works", nil, 0o600)
+		}
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, c := range []struct {
+		name   string
+		bring  func(r *run)
+		status int
+	}{
+		{"it cannot be brought", func(r *run) { works(false); r.signalContainer(t.Context(), syscall.SIGTERM) }, 143},
+		{"it takes its time", func(r *run) { works(false); r.signalContainer(gone, syscall.SIGTERM) }, 5},
+		{"a second one", func(r *run) {
+			works(true)
+			r.signalContainer(t.Context(), syscall.SIGTERM)
+			works(false)
+			r.signalContainer(t.Context(), syscall.SIGTERM)
+		}, 5},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			// The client: told to end it exits with 0, else with the command's status.
+			cmd := exec.Command("/bin/sh", "-c", `trap 'exit 0' TERM; echo ready; read line; exit 5`)
+			stdin, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			stdout, out, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stdout.Close()
+			cmd.Stdout = out
+			r := &run{sandbox: &Sandbox{engine: Engine{Kind: Podman, Path: engine}, host: Host{Environ: os.Environ()}}}
+			if r.proc, err = start(cmd, syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			out.Close()
+			if _, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+			c.bring(r)
+			stdin.Close()
+			<-r.proc.done
+			if got := r.clientStatus(); got != c.status {
+				t.Errorf("status %d, want %d", got, c.status)
 			}
 		})
 	}
