@@ -25,7 +25,7 @@ const patience = time.Minute
 // patientTimes are for what is not about time.
 func patientTimes() times {
 	limits := usualTimes
-	limits.proof, limits.carried, limits.begun, limits.first = patience, patience, patience, patience
+	limits.proof, limits.carried, limits.begun, limits.first = time.Hour, time.Hour, time.Hour, time.Hour
 	limits.silent = 10 * time.Millisecond
 	return limits
 }

@@ -27,6 +27,9 @@ type Options struct {
 	// Refused is told of every connection that is turned away, as the log is: at most some dozens a minute. why is one of this
 	// package's errors. nil: nobody is told.
 	Refused func(remote string, why error)
+	// Patience is how long whoever connects may take to prove himself, and a program inside to say who it is; 0: a few seconds, as
+	// befits a listener that anybody can reach. It is for tests, whose machine may stand still for longer.
+	Patience time.Duration
 }
 
 const (
@@ -70,7 +73,13 @@ type Listener struct {
 }
 
 // Listen opens a listener on a free port of 127.0.0.1, with a key and a secret that are made for it.
-func Listen(o Options) (*Listener, error) { return listen(o, usualTimes) }
+func Listen(o Options) (*Listener, error) {
+	limits := usualTimes
+	if o.Patience > 0 {
+		limits.proof, limits.carried, limits.begun, limits.first = o.Patience, o.Patience, o.Patience, o.Patience
+	}
+	return listen(o, limits)
+}
 
 func listen(o Options, t times) (*Listener, error) {
 	l := newListener(o, t)

@@ -307,7 +307,7 @@ type host struct{ *bridge.Listener }
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	ln, err := bridge.Listen(bridge.Options{})
+	ln, err := bridge.Listen(bridge.Options{Patience: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ type carried struct {
 // carry opens a bridge to p and a socket inside. wrap stands between the session and the network.
 func (p *proxy) carry(t *testing.T, path string, wrap func(net.Conn) net.Conn) *carried {
 	t.Helper()
-	l, err := bridge.Listen(bridge.Options{})
+	l, err := bridge.Listen(bridge.Options{Patience: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
