@@ -179,6 +179,11 @@ func checkValue(o option) string {
 		if strings.ContainsAny(o.value, "/\\") || o.value == "" {
 			return "a runtime is named, not given as a path"
 		}
+	case "cgroup-parent":
+		// Podman joins it to a path and makes what is not there, wherever that is.
+		if slices.Contains(strings.Split(o.value, "/"), "..") {
+			return "it leads out of the control groups"
+		}
 	}
 	return ""
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"unicode/utf8"
 )
 
 // Volume is something of the host's that is mounted inside.
@@ -89,6 +90,7 @@ type guard struct {
 	files    []string // at most readable, never replaceable
 	never    []string // never mounted, nor anything that holds them
 	inner    []string // where something of ours is mounted inside
+	text     bool     // names go to the engine in JSON, which has no others than UTF-8
 	workdir  string   // resolved; who is refused that has not asked for it by name
 	warnings []string
 
@@ -107,6 +109,7 @@ const (
 	mountBelow  = "mount a directory of its own below it"
 	mountOther  = "mount a directory that holds nothing of it"
 	mountNone   = "leave it out: no sandbox gets it"
+	mountNamed  = "give it another name"
 	mountInside = "choose another place inside, such as /work"
 )
 
@@ -133,7 +136,10 @@ func (g *guard) mounts(volumes []Volume) ([]mount, error) {
 			return nil, refused("mount "+v.Source, reason(err), "make it first, or name another")
 		}
 		if strings.ContainsAny(m.source+m.target, "\r\n") {
-			return nil, refused("mount "+strconv.Quote(m.source), "its name has more than one line", "")
+			return nil, refused("mount "+strconv.Quote(m.source), "its name has more than one line", g.instead(m.source, mountNamed))
+		}
+		if g.text && !utf8.ValidString(m.source+m.target) {
+			return nil, refused("mount "+strconv.Quote(m.source), "its name is not UTF-8, and docker and podman would take it for another", g.instead(m.source, mountNamed))
 		}
 		out = append(out, m)
 		covers, err := g.source(m)

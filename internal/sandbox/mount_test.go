@@ -85,6 +85,26 @@ func TestGuardHints(t *testing.T) {
 	}
 }
 
+// An engine that is spoken to in JSON would be asked for a file of another name.
+func TestGuardNames(t *testing.T) {
+	root := tree(t, "bytes \xff/", "two\nlines/", "漢字, \"é\":/")
+	for _, c := range []struct {
+		name  string
+		text  bool
+		fails bool
+	}{
+		{"bytes \xff", true, true}, {"bytes \xff", false, false}, {"two\nlines", false, true}, {"漢字, \"é\":", true, false},
+	} {
+		source := filepath.Join(root, c.name)
+		g := guard{text: c.text, workdir: source}
+		_, err := g.mounts([]Volume{{Source: source, Target: source}})
+		e, refused := errors.AsType[*Error](err)
+		if (err != nil) != c.fails || refused != c.fails || refused && !strings.Contains(e.Hint(), "--no-workdir") {
+			t.Errorf("%q: %v", c.name, err)
+		}
+	}
+}
+
 // tree makes directories (names that end in /), files, and symlinks (name -> target) in a fresh directory.
 func tree(t *testing.T, names ...string) string {
 	t.Helper()

@@ -20,8 +20,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -219,6 +221,9 @@ func (s *Sandbox) paths(ctx context.Context, p *plan, spec Spec) error {
 	if p.socket, err = filepath.EvalSymlinks(spec.Socket); err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
+	if spec.Engine.Kind != Bwrap && !utf8.ValidString(p.socket) {
+		return refused("socket "+strconv.Quote(p.socket), "its name is not UTF-8, and docker and podman would take it for another", "set TMPDIR to another directory")
+	}
 	binary := spec.Binary
 	if binary == "" {
 		if binary, err = os.Executable(); err != nil {
@@ -247,7 +252,7 @@ func (s *Sandbox) paths(ctx context.Context, p *plan, spec Spec) error {
 	if spec.Engine.socket != "" {
 		g.never = append(g.never, spec.Engine.socket)
 	}
-	if spec.Engine.Kind != Bwrap {
+	if g.text = spec.Engine.Kind != Bwrap; g.text {
 		g.behind = func(name string) ([]string, error) { return spec.Host.behindVolume(ctx, spec.Engine, name) }
 	}
 	volumes := slices.Clone(spec.Volumes)
