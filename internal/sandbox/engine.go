@@ -289,6 +289,8 @@ func startHint(goos string, k Kind, why string, way way) string {
 		return "start Docker Desktop (or OrbStack, Colima, Rancher Desktop), or choose another server: docker context ls"
 	case k == Docker && strings.Contains(why, "permission denied"):
 		return "join the docker group, or use podman"
+	case k == Docker && strings.Contains(why, "response from daemon"): // it runs
+		return "check with: docker info"
 	case k == Docker && strings.Contains(why, "no answer"):
 		return "its server hangs: systemctl restart docker"
 	case k == Docker:

@@ -244,6 +244,9 @@ func TestWay(t *testing.T) {
 		if w.back != c.back || (w.by == "") != (c.back == "") {
 			t.Errorf("docker %q, context %q: %+v, want %q", c.environ, c.context, w, c.back)
 		}
+		if got := startHint("linux", Docker, "Error response from daemon: page not found", w); strings.Contains(got, "systemctl") {
+			t.Errorf("docker %q, context %q, it answers: %q", c.environ, c.context, got)
+		}
 		if got := dockerEndpoint("tcp://192.0.2.1:1", w).hint; c.back != "" && got != c.back || got == "" {
 			t.Errorf("docker %q, context %q, far away: %q", c.environ, c.context, got)
 		}
