@@ -42,7 +42,7 @@ type Engine struct {
 	VM       bool   // containers run in a virtual machine: no Unix socket of this machine works in them, and /proc, /sys are not theirs
 	Service  bool   // podman's client only talks to a service, as it always does to a machine; it takes fewer options then
 
-	// Passed says of engines that are tried before this one, and are installed, why they were passed over: "docker: no answer within 15 s".
+	// Passed says of engines that are tried before this one, and are installed, why they were passed over: "docker: no answer within 30 s".
 	Passed []string
 
 	// HostNames are names that lead from inside to this machine's loopback. Only podman's machine has them, and may not keep the promise.
@@ -65,8 +65,8 @@ func limited(ctx context.Context, limit time.Duration) (context.Context, context
 	return context.WithTimeoutCause(ctx, limit, late(limit))
 }
 
-// askLimit is for an engine's answer to one question.
-const askLimit = 15 * time.Second
+// askLimit is for an engine's answer to one question. On a busy machine podman needs seconds to say what it is.
+const askLimit = 30 * time.Second
 
 // Status is the answer of Host.Probe for one engine.
 type Status struct {

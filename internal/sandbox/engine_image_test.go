@@ -60,7 +60,7 @@ func TestLate(t *testing.T) {
 		ctx, cancel := limited(t.Context(), askLimit)
 		defer cancel()
 		<-ctx.Done()
-		if err := context.Cause(ctx); err.Error() != "no answer within 15 s" || !errors.Is(err, context.DeadlineExceeded) {
+		if err := context.Cause(ctx); err.Error() != "no answer within 30 s" || !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
 	})

@@ -218,10 +218,13 @@ func (r *run) makeCovers(dir string) error {
 	return nil
 }
 
+// bringLimit is for an engine to bring a signal. Meanwhile no other is handed on, and the grace period has not begun.
+const bringLimit = 15 * time.Second
+
 // signalContainer hands a signal to the command. The client would not do it when there is a terminal.
 func (r *run) signalContainer(ctx context.Context, sig syscall.Signal) {
 	s := r.sandbox
-	ctx, cancel := limited(ctx, askLimit)
+	ctx, cancel := context.WithTimeout(ctx, bringLimit)
 	defer cancel()
 	_, err := s.host.output(ctx, s.engine.Path, "kill", fmt.Sprintf("--signal=%d", sig), r.plan.name)
 	r.heard = r.heard || err == nil
