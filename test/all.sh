@@ -37,11 +37,12 @@ fi
 root() { "${as_root[@]}" "$@"; }
 
 scratch=$(mktemp -d)
-engines_job=
+engines_job= cross_job=
 engines_before=$(root "$PWD/test/engines.sh" started) # what runs already is not ours to stop
 finish() {
 	status=$?
-	[ -z "$engines_job" ] || wait "$engines_job" || true
+	[ -z "$cross_job" ] || kill "$cross_job" 2>/dev/null || true
+	[ -z "$engines_job$cross_job" ] || wait || true
 	[ -n "$engines_before" ] || root "$PWD/test/engines.sh" down || true
 	root rm -rf "$scratch"
 	[ $status = 0 ] && say "all passed in $((SECONDS - begun)) s" || say "FAILED after $((SECONDS - begun)) s"
@@ -56,7 +57,7 @@ command -v python3 >/dev/null || packages+=(python3)
 command -v dbus-send >/dev/null || packages+=(dbus-bin)
 if [ ${#packages[@]} -gt 0 ]; then
 	command -v apt-get >/dev/null || die "no apt-get here: install what provides ${packages[*]}"
-	step "installing ${packages[*]}" root sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"' sh "${packages[@]}" >&2
+	step "installing ${packages[*]}" root "$PWD/test/packages.sh" "${packages[@]}" >&2
 fi
 
 before=$(git status --porcelain)
@@ -66,7 +67,16 @@ say "preparing docker, podman, bubblewrap and gnome-keyring in the background â€
 root "$PWD/test/engines.sh" up >"$scratch/engines.env" 2>"$scratch/engines.log" &
 engines_job=$!
 
-step "download modules" go mod download
+# The network may stumble.
+modules() {
+	local pause
+	for pause in 5 15 30 60 0; do
+		go mod download && go mod download -modfile=tools/go.mod && return
+		sleep "$pause"
+	done
+	return 1
+}
+step "download modules" modules
 step "lint" test/lint.sh
 
 # The engines may be what some unit tests look for.
@@ -78,13 +88,13 @@ fi
 engines_job=
 tail -1 "$scratch/engines.log" >&2
 
-step "unit tests with the race detector" env CGO_ENABLED=1 go test -race -timeout 10m ./...
+step "unit tests with the race detector" env CGO_ENABLED=1 go test -race -vet=off -timeout 10m ./... # lint has vetted all
 
 fuzz() {
 	local dir name
 	while IFS=: read -r dir name; do
 		say "fuzz $dir $name"
-		go test -run '^$' -fuzz "^$name\$" -fuzztime "${FUZZTIME:-20000x}" "$dir" >"$scratch/fuzz.log" 2>&1 || {
+		go test -vet=off -run '^$' -fuzz "^$name\$" -fuzztime "${FUZZTIME:-20000x}" "$dir" >"$scratch/fuzz.log" 2>&1 || {
 			cat "$scratch/fuzz.log" >&2
 			return 1
 		}
@@ -99,10 +109,15 @@ outside() {
 	while IFS= read -r line; do settings+=("$line"); done <"$scratch/engines.env"
 	local runner="env ${settings[*]} CREDPROXY_E2E_BINARY=$scratch/credproxy"
 	[ ${#as_root[@]} = 0 ] || runner="sudo -n $runner PATH=$PATH"
-	go test -tags e2e -count=1 -parallel 4 -timeout 10m -exec "$runner" "$@"
+	go test -tags e2e -vet=off -count=1 -parallel 4 -timeout 14m -exec "$runner" "$@"
 }
 step "build the command" go build -o "$scratch/credproxy" ./cmd/credproxy
 chmod 755 "$scratch"
+
+# In the time that tests wait for engines.
+say "builds for linux and darwin on amd64 and arm64 in the background â€¦"
+nice -n 19 make cross >"$scratch/cross.log" 2>&1 &
+cross_job=$!
 step "sandboxes with real engines" outside ./internal/sandbox
 step "the command from outside" outside ./test/e2e
 
@@ -114,7 +129,14 @@ platform() {
 }
 step "the platform check" platform
 
-step "builds for linux and darwin on amd64 and arm64" make cross
+built() {
+	local status=0
+	wait "$cross_job" || status=$?
+	cross_job=
+	cat "$scratch/cross.log" >&2
+	return $status
+}
+step "builds for linux and darwin on amd64 and arm64" built
 
 after=$(git status --porcelain)
 [ "$before" = "$after" ] || die "FAILED: the tests have changed the tree: $(diff <(echo "$before") <(echo "$after"))"

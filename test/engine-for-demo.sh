@@ -7,7 +7,8 @@ set -euo pipefail
 
 # Packages as the distributions call them. Lists of packages may be old, or not there at all.
 if command -v apt-get >/dev/null; then
-	install="apt-get install -y -qq bubblewrap || { apt-get update -qq && apt-get install -y -qq bubblewrap; }"
+	install="apt-get install -y -qq -o DPkg::Lock::Timeout=120 bubblewrap ||
+		{ apt-get update -qq; apt-get install -y -qq -o DPkg::Lock::Timeout=120 bubblewrap; }"
 	by_hand="as root: apt-get install bubblewrap"
 elif command -v dnf >/dev/null; then
 	install="dnf install -y -q bubblewrap" by_hand="as root: dnf install bubblewrap"

@@ -9,6 +9,7 @@
 # Needs root, or sudo without a password, for what is missing. Where neither is there it says what to install and fails.
 set -euo pipefail
 
+here=$(cd "$(dirname "$0")" && pwd)
 state=${CREDPROXY_TEST_ENGINES:-/tmp/credproxy-test-engines}
 user=credproxy-test
 image=credproxy-test:e2e
@@ -82,8 +83,7 @@ if [ ${#missing[@]} -gt 0 ]; then
 	say "missing: ${missing[*]}"
 	[ "${as_root[0]:-}" = false ] && die "run as root: apt-get install ${missing[*]}"
 	command -v apt-get >/dev/null || die "no apt-get here: install what provides ${missing[*]}"
-	root env DEBIAN_FRONTEND=noninteractive apt-get update -qq >&2
-	root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+	root "$here/packages.sh" "${missing[@]}" >&2 || die "the packages cannot be installed"
 	busybox=$(command -v busybox)
 fi
 PATH=$PATH:/usr/sbin:/sbin
@@ -112,11 +112,11 @@ answers() { [ -n "$("$@" docker version --format '{{.Server.Version}}' 2>/dev/nu
 await_server() {
 	local log=$1
 	shift
-	for _ in $(seq 300); do
+	for _ in $(seq 1200); do
 		answers "$@" && return
 		sleep 0.1
 	done
-	say "no answer from a server within 30 s; the end of $log:"
+	say "no answer from a server within two minutes; the end of $log:"
 	root tail -n 20 "$log" >&2
 	return 1
 }
@@ -182,7 +182,9 @@ if [ "$(id -u)" = 0 ]; then
 	for ids in /etc/subuid /etc/subgid; do
 		grep -q "^containers:" "$ids" || echo containers:2147483647:2147483648 >>"$ids"
 	done
-	[ -c /dev/net/tun ] && chmod 666 /dev/net/tun # as udev has it; slirp4netns needs it
+	# As udev has it; slirp4netns needs it.
+	[ -c /dev/net/tun ] || { mkdir -p /dev/net && mknod /dev/net/tun c 10 200; } || say "no /dev/net/tun: rootless podman will have no network"
+	[ ! -c /dev/net/tun ] || chmod 666 /dev/net/tun
 	home=$(getent passwd "$user" | cut -d: -f6)
 	runtime=$state/runtime-$user
 	install -d -m 700 -o "$user" -g "$(id -g "$user")" "$runtime"

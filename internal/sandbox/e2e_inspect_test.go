@@ -42,6 +42,7 @@ func (f *fixture) expectUnmade(t *testing.T, status int, words ...string) {
 
 // TestE2EConfigured: what podman's configuration adds to a container is as little let through as if it came by --engine-arg.
 func TestE2EConfigured(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"podman", "podman-rootless-tls"} {
 		for lines, want := range map[string]string{
 			`volumes = ["/etc:/hostetc:ro"]`: "/etc is mounted at /hostetc",
@@ -80,6 +81,7 @@ func TestE2EConfigured(t *testing.T) {
 
 // TestE2EPodmanBehindDocker: docker's client can be answered by podman, whose configuration then counts.
 func TestE2EPodmanBehindDocker(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, engineNamed(t, "podman"))
 	f.configured(t, "pidns = \"host\"\ndevices = [\"/dev/null:/dev/other:rwm\"]")
 	socket := filepath.Join(t.TempDir(), "podman.sock")
@@ -107,6 +109,7 @@ func TestE2EPodmanBehindDocker(t *testing.T) {
 
 // TestE2EVolumeOfADirectory: a volume of the engine's that stands for a directory is judged as the directory.
 func TestE2EVolumeOfADirectory(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"docker", "podman-rootless"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -136,6 +139,7 @@ func TestE2EVolumeOfADirectory(t *testing.T) {
 
 // TestE2EDockerProxies: docker's own configuration puts proxies, perhaps with a password, into every container.
 func TestE2EDockerProxies(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, engineNamed(t, "docker"))
 	f.write(t, "config.json", `{"proxies":{"default":{"httpProxy":"http://u:test-password-1@192.0.2.1:1","noProxy":"x","allProxy":"http://u:test-password-1@192.0.2.1:1"}}}`)
 	f.id.env = append(slices.Clone(f.id.env), "DOCKER_CONFIG="+f.dir, "HTTPS_PROXY=http://u:test-password-1@192.0.2.1:1")

@@ -196,6 +196,7 @@ func TestE2ETerminalSignalled(t *testing.T) {
 
 // TestE2ETyping: the terminal filter denies TIOCSTI even for the controlling terminal.
 func TestE2ETyping(t *testing.T) {
+	t.Parallel()
 	for _, c := range engineCases(t) {
 		if c.kind != Bwrap {
 			continue

@@ -162,6 +162,7 @@ func TestE2EExitStatusAndPipes(t *testing.T) {
 
 // TestE2EStdinIsLeft: what the command does not read is there for the next, except that a container's client reads ahead.
 func TestE2EStdinIsLeft(t *testing.T) {
+	t.Parallel()
 	for _, c := range engineCases(t) {
 		if c.kind != Bwrap {
 			continue

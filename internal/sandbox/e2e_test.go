@@ -191,8 +191,9 @@ func engineCases(t *testing.T) []engineCase {
 	}
 }
 
-// eachEngine runs a test for every engine, identity and transport.
+// eachEngine runs a test for every engine, identity and transport. Much of it is waiting for them, so all such tests run at once.
 func eachEngine(t *testing.T, test func(t *testing.T, f *fixture)) {
+	t.Parallel()
 	for _, c := range engineCases(t) {
 		t.Run(c.name, func(t *testing.T) { t.Parallel(); test(t, newFixture(t, c)) })
 	}
@@ -200,6 +201,7 @@ func eachEngine(t *testing.T, test func(t *testing.T, f *fixture)) {
 
 // mostEngines is for tests of many runs: over TLS it leaves out those that differ from another only in who starts them.
 func mostEngines(t *testing.T, test func(t *testing.T, f *fixture)) {
+	t.Parallel()
 	for _, c := range engineCases(t) {
 		if c.name != "docker-user-tls" && c.name != "podman-tls" {
 			t.Run(c.name, func(t *testing.T) { t.Parallel(); test(t, newFixture(t, c)) })
@@ -209,6 +211,7 @@ func mostEngines(t *testing.T, test func(t *testing.T, f *fixture)) {
 
 // eachMounted leaves out the transport that does not matter for the test.
 func eachMounted(t *testing.T, test func(t *testing.T, f *fixture)) {
+	t.Parallel()
 	for _, c := range engineCases(t) {
 		if c.transport == TransportUnix {
 			t.Run(c.name, func(t *testing.T) { t.Parallel(); test(t, newFixture(t, c)) })

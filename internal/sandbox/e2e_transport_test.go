@@ -68,7 +68,8 @@ func TestE2EUserNamespaces(t *testing.T) {
 	} {
 		t.Run(c.engine+" "+c.userns, func(t *testing.T) {
 			// podman 4.3 with auto locks up with any other podman of the same user that starts at that moment: each holds the lock of
-			// the storage that the other waits for. And the ids are not enough for two containers of a user who is not root.
+			// the storage that the other waits for. So this test runs before all that are parallel. And the ids are not enough for two
+			// containers of a user who is not root.
 			alone := c.userns == "auto"
 			if !alone {
 				t.Parallel()
@@ -100,6 +101,7 @@ func TestE2EUserNamespaces(t *testing.T) {
 
 // TestE2EDockerServers: a server that maps users to others, and one that is an ordinary user's.
 func TestE2EDockerServers(t *testing.T) {
+	t.Parallel()
 	server := func(t *testing.T, variable, name string) *fixture {
 		c := engineNamed(t, name)
 		address := os.Getenv(variable)
@@ -137,6 +139,7 @@ func TestE2EDockerServers(t *testing.T) {
 
 // TestE2EPodmanService: podman's client alone, with its service, as it is for a machine of podman's.
 func TestE2EPodmanService(t *testing.T) {
+	t.Parallel()
 	c := engineNamed(t, "podman")
 	address := "unix://" + filepath.Join(t.TempDir(), "podman.sock")
 	service := exec.Command("podman", "system", "service", "--time=0", address)
@@ -177,6 +180,7 @@ func TestE2EPodmanService(t *testing.T) {
 // TestE2EBareImage: an image with nothing in it but a directory, another user, an entrypoint that is not there, a volume above the
 // socket and (docker) a check of its health, under a root that cannot be written.
 func TestE2EBareImage(t *testing.T) {
+	t.Parallel()
 	for _, c := range engineCases(t) {
 		if c.kind == Bwrap || strings.HasPrefix(c.name, "docker-user") {
 			continue
@@ -243,6 +247,7 @@ func TestE2EOddPlaces(t *testing.T) {
 
 // TestE2ENotConnected: whichever step of the way to the proxy fails, the run ends, says why, and leaves nothing.
 func TestE2ENotConnected(t *testing.T) {
+	t.Parallel()
 	expect := func(t *testing.T, f *fixture, want int, words ...string) {
 		t.Helper()
 		status, out, errs := f.run(t, "", "credproxy", "version")
@@ -325,6 +330,7 @@ func TestE2ENotConnected(t *testing.T) {
 // TestE2ELost: the way to the proxy is cut while the command runs. The socket is gone, what was connected to it hears of it, and the
 // command goes on.
 func TestE2ELost(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"docker-tls", "podman-rootless-tls"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -355,6 +361,7 @@ func TestE2ELost(t *testing.T) {
 
 // TestE2EAddresses: the sandbox dials the proxy by itself where it can, and speaks through the pipe where it cannot.
 func TestE2EAddresses(t *testing.T) {
+	t.Parallel()
 	t.Run("loopback", func(t *testing.T) {
 		t.Parallel()
 		f := newFixture(t, engineNamed(t, "podman-rootless-tls"))

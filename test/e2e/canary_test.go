@@ -194,6 +194,7 @@ func (r *relay) copy(record io.Writer, to, from net.Conn) {
 
 // Everything is done once, at the most verbose, right and wrong; then every place is searched for every secret.
 func TestNoSecretComesOut(t *testing.T) {
+	t.Parallel()
 	const (
 		apiKey       = "test-canary-api-key-0123456789"
 		hiddenKey    = "test-canary-hidden-key-0123456789"

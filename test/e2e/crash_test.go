@@ -152,6 +152,47 @@ func watchDirs(t testing.TB, dirs map[string]uint32) *dirEvents {
 	return &dirEvents{t: t, file: file}
 }
 
+// happened reports, without waiting, whether there has been a change of that kind of a file with text in its name. What came
+// before is forgotten.
+func (d *dirEvents) happened(kind uint32, text string) (yes bool) {
+	d.t.Helper()
+	raw, err := d.file.SyscallConn()
+	if err == nil {
+		err = d.file.SetReadDeadline(time.Time{})
+	}
+	if err == nil {
+		err = raw.Read(func(fd uintptr) bool {
+			for buf := make([]byte, 16<<10); ; {
+				n, err := syscall.Read(int(fd), buf)
+				if err != nil || n == 0 {
+					return true
+				}
+				d.read = append(d.read, buf[:n]...)
+			}
+		})
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for mask, name := range d.events {
+		yes = yes || mask&kind != 0 && strings.Contains(name, text)
+	}
+	return yes
+}
+
+// events takes what has been read.
+func (d *dirEvents) events(yield func(mask uint32, name string) bool) {
+	for len(d.read) >= syscall.SizeofInotifyEvent {
+		event := (*syscall.InotifyEvent)(unsafe.Pointer(&d.read[0]))
+		end := syscall.SizeofInotifyEvent + int(event.Len)
+		name := bytes.TrimRight(d.read[syscall.SizeofInotifyEvent:end], "\x00")
+		d.read = d.read[end:]
+		if !yield(event.Mask, string(name)) {
+			return
+		}
+	}
+}
+
 // next waits for the next change of a file with text in its name.
 func (d *dirEvents) next(text string) (mask uint32) {
 	d.t.Helper()
@@ -159,13 +200,9 @@ func (d *dirEvents) next(text string) (mask uint32) {
 		d.t.Fatal(err)
 	}
 	for buf := make([]byte, 16<<10); ; {
-		for len(d.read) >= syscall.SizeofInotifyEvent {
-			event := (*syscall.InotifyEvent)(unsafe.Pointer(&d.read[0]))
-			end := syscall.SizeofInotifyEvent + int(event.Len)
-			name := bytes.TrimRight(d.read[syscall.SizeofInotifyEvent:end], "\x00")
-			d.read = d.read[end:]
-			if strings.Contains(string(name), text) {
-				return event.Mask
+		for mask, name := range d.events {
+			if strings.Contains(name, text) {
+				return mask
 			}
 		}
 		n, err := d.file.Read(buf)
@@ -177,7 +214,7 @@ func (d *dirEvents) next(text string) (mask uint32) {
 }
 
 // A proxy is killed again and again while it refreshes: at any time around the provider's answer, at the moment at which the
-// answer is written ahead, and at the moment at which it is in the store. The next proxy always works at once, and has the new
+// answer is written ahead, and at the moment at which it is in the store. The next proxy always works, and has the new
 // token in every case in which the answer had been written down; where it was lost, the kill came before it could be.
 func TestKilledWhileRefreshing(t *testing.T) {
 	t.Parallel()
@@ -242,7 +279,9 @@ func TestKilledWhileRefreshing(t *testing.T) {
 
 		var answered time.Time
 		var ended error
+		var wasWritten bool
 		if i%3 == 0 {
+			wasWritten = changes.happened(writtenAhead, bucket)
 			eventually(t, patience, "the connection to the provider has ended", func() bool {
 				s.mu.Lock()
 				defer s.mu.Unlock()
@@ -267,23 +306,17 @@ func TestKilledWhileRefreshing(t *testing.T) {
 		case !a.OK:
 			t.Errorf("round %d, killed %s: get_token: %+v", i, how, a)
 		case a.Data["access_token"] == newest(s.Server, i):
-		case i%3 != 0 || a.Data["access_token"] != family.AccessTokens[0]:
-			t.Errorf("round %d, killed %s: get_token answers %v of %v", i, how, a, issued.AccessTokens)
+		case i%3 != 0 || wasWritten || a.Data["access_token"] != family.AccessTokens[0]:
+			t.Errorf("round %d, killed %s (it was written ahead: %v): get_token answers %v of %v", i, how, wasWritten, a, issued.AccessTokens)
 		case answered.IsZero() || answered.After(killed) || !errors.Is(ended, io.EOF):
 			unread++
 		default:
 			lost++
 			t.Logf("round %d: killed %v after the answer was handed to the kernel, and it is lost", i, killed.Sub(answered))
-			if killed.Sub(answered) > 30*time.Millisecond {
-				t.Errorf("round %d: an answer was not written down within %v", i, killed.Sub(answered))
-			}
 		}
-		begun, calls := time.Now(), len(refreshes(s.Server))
+		calls := len(refreshes(s.Server))
 		if again := c.refresh(login); !again.OK || calls > before && (again.Data["access_token"] != a.Data["access_token"] || len(refreshes(s.Server)) != calls) {
 			t.Errorf("round %d, killed %s: refresh_token within 30 s: %+v after %v", i, how, again, a)
-		}
-		if took := time.Since(begun); took > 3*time.Second {
-			t.Errorf("round %d: something blocked refresh_token for %v", i, took)
 		}
 		if state := c.stands(login)["state"]; state != "ok" {
 			t.Errorf("round %d, killed %s: the state is %v", i, how, state)
@@ -291,8 +324,8 @@ func TestKilledWhileRefreshing(t *testing.T) {
 	}
 	slices.Sort(window)
 	t.Logf("%d rounds at any time: %d answers were not read, %d were read and lost; they are written ahead after %v (median)", rounds/3, unread, lost, window[len(window)/2])
-	if lost > rounds/6 {
-		t.Errorf("%d of %d answers were read and lost", lost, rounds/3)
+	if slow := window[len(window)/2]; slow > time.Second {
+		t.Errorf("an answer is written ahead after %v", slow)
 	}
 	neverReused(t, s.Server)
 	h.onlySealed(s.Server)

@@ -13,6 +13,7 @@ import (
 
 // Another Go program starts a proxy with the root package and runs a command with it.
 func TestProxyInAnotherProgram(t *testing.T) {
+	t.Parallel()
 	h, s := stocked(t, generous+"[profiles.work]\nkeys = [\"openai\"]\n[profiles.work.providers]\nacme = [\"default\"]\n")
 	embed := filepath.Join(h.work, "embed")
 	build := exec.Command("go", "build", "-o", embed, "./testdata/embed")

@@ -275,10 +275,9 @@ func TestSandboxIsToldToEnd(t *testing.T) {
 		// One that ignores it is killed.
 		b = s.start(s.command(s.args(nil, "./guest", "linger", s.work+"/lingers", "stubborn")...))
 		eventually(t, time.Minute, "the command runs", func() bool { return strings.Contains(b.stdout.String(), "here") })
-		begun := time.Now()
 		b.signal(syscall.SIGTERM)
-		if code := b.wait(30 * time.Second); code == 0 || time.Since(begun) > 15*time.Second {
-			t.Errorf("a command that ignores SIGTERM ended with %d after %v", code, time.Since(begun))
+		if code := b.wait(patience); code != 137 {
+			t.Errorf("a command that ignores SIGTERM ended with %d", code)
 		}
 		s.nothingLeft(t, "SIGTERM to a stubborn command")
 	})
@@ -340,6 +339,7 @@ func TestSandboxRefusesToBeOpened(t *testing.T) {
 func TestDemo(t *testing.T) {
 	for _, uid := range []int{0, stranger} {
 		t.Run(fmt.Sprint("uid ", uid), func(t *testing.T) {
+			t.Parallel()
 			h := newUserHost(t, uid)
 			if uid != 0 { // podman would keep storage and a process of its own for a user that has never used it
 				bwrap, err := exec.LookPath("bwrap")
@@ -360,7 +360,7 @@ func TestDemo(t *testing.T) {
 				h.vars = append(h.vars, "PATH="+bin)
 			}
 			before := tree(t, filepath.Dir(h.tmp))
-			r := h.finish(h.command("demo"), 2*time.Minute)
+			r := h.finish(h.command("demo"), 5*patience)
 			if r.code != 0 || strings.Contains(r.stdout, "FAIL") || strings.Count(r.stdout, "\nok ") < 10 {
 				t.Fatalf("%v", r)
 			}

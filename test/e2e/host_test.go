@@ -24,9 +24,8 @@ import (
 	"github.com/credproxy/credproxy/internal/oauthtest"
 )
 
-// patience is how long a condition may take to come true before a test gives up. What should be quick has limits of
-// its own.
-const patience = 20 * time.Second
+// patience is how long a condition may take to come true before a test gives up: a machine may be slow, or stand still for a while.
+const patience = time.Minute
 
 // host is one user's machine: directories of their own and the environment that commands run in.
 type host struct {
@@ -154,7 +153,7 @@ func (h *host) runWith(stdin string, args ...string) result {
 	h.t.Helper()
 	cmd := h.command(args...)
 	cmd.Stdin = strings.NewReader(stdin)
-	return h.finish(cmd, 2*time.Minute)
+	return h.finish(cmd, 3*patience)
 }
 
 // finish runs a prepared command to its end and kills its process group when that takes too long.
@@ -162,7 +161,7 @@ func (h *host) finish(cmd *exec.Cmd, limit time.Duration) result {
 	h.t.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.WaitDelay = 5 * time.Second
+	cmd.WaitDelay = patience
 	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}
@@ -221,7 +220,7 @@ func (h *host) start(cmd *exec.Cmd) *background {
 	h.t.Helper()
 	b := &background{Cmd: cmd, h: h, stdout: newCollector(), stderr: newCollector(), ended: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = b.stdout, b.stderr
-	cmd.WaitDelay = 5 * time.Second
+	cmd.WaitDelay = patience
 	var err error
 	if b.stdin, err = cmd.StdinPipe(); err != nil {
 		h.t.Fatal(err)

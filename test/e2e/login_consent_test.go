@@ -27,7 +27,7 @@ func (s *terminal) answers(about, keys, said string) {
 	s.t.Helper()
 	s.shows(asksFirst)
 	s.shows(regexp.MustCompile(`for: +` + regexp.QuoteMeta(about)))
-	s.types("y\r") // nobody has read the question yet: this was meant for something else
+	s.typesBefore(asksAllow, "y\r") // nobody has read the question yet: this was meant for something else
 	s.shows(asksAllow)
 	s.types(keys)
 	s.shows(regexp.MustCompile(`credproxy: ` + said))

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -20,7 +21,8 @@ type terminal struct {
 	*background
 	t      *testing.T
 	master *os.File
-	seen   int // of stdout, by shows
+	name   string // of the command's end
+	seen   int    // of stdout, by shows
 }
 
 // onTerminal starts a prepared command on a new terminal, as its session's leader.
@@ -30,6 +32,7 @@ func (h *host) onTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
 	if err != nil {
 		t.Fatal(err)
 	}
+	name := slave.Name()
 	if err := slave.Chown(h.uid, h.uid); err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +63,7 @@ func (h *host) onTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
 			t.Logf("the screen:\n%q", b.stdout)
 		}
 	})
-	return &terminal{background: b, t: t, master: master}
+	return &terminal{background: b, t: t, master: master, name: name}
 }
 
 // shows waits for a text behind the last one, and returns the groups of re.
@@ -93,6 +96,42 @@ func (s *terminal) types(keys string) {
 	if _, err := s.master.WriteString(keys); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// typesBefore types keys unless the screen shows a text already. The command stands still meanwhile: it could be quicker than this test.
+func (s *terminal) typesBefore(re *regexp.Regexp, keys string) {
+	s.t.Helper()
+	s.signal(syscall.SIGSTOP)
+	eventually(s.t, patience, "the command stands still", func() bool { return stateOf(s.Process.Pid) == "T" })
+	// What it has written comes before this.
+	const mark = "\x1b[0mmark\x1b[0m"
+	screen, err := os.OpenFile(s.name, os.O_WRONLY|syscall.O_NOCTTY, 0)
+	if err == nil {
+		_, err = screen.WriteString(mark)
+		screen.Close()
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var text string
+	eventually(s.t, patience, "the screen shows all that was written", func() bool {
+		text = s.stdout.String()[s.seen:]
+		return strings.Contains(text, mark)
+	})
+	if re.MatchString(text) {
+		s.t.Logf("too late for %q", keys)
+	} else {
+		s.types(keys)
+	}
+	s.signal(syscall.SIGCONT)
+}
+
+// stateOf is the state of a process, as /proc has it.
+func stateOf(pid int) (state string) {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(b), ") ") // the name may have blanks
+	state, _, _ = strings.Cut(rest, " ")
+	return state
 }
 
 func openPTY() (master, slave *os.File, err error) {

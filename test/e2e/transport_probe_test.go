@@ -8,7 +8,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // Before the command runs, the socket inside has to be reached. Here something stands between credproxy and an engine that does
@@ -141,10 +140,9 @@ func TestTransportThatCannotBeHad(t *testing.T) {
 		remote := *h
 		remote.vars = append(h.vars[:len(h.vars):len(h.vars)], c.variable+"="+c.address)
 		for _, transport := range []string{"auto", "tls"} {
-			begun := time.Now()
 			r := remote.fails(7, "another machine", "run", "--engine", c.engine, "--image", image, "--transport", transport, "--", "true")
-			if !strings.Contains(r.stderr, "192.0.2.1") && !strings.Contains(r.stderr, "127.0.0.1") || !strings.Contains(r.stderr, "hint: ") || time.Since(begun) > 5*time.Second {
-				t.Errorf("%s=%s, after %v: %v", c.variable, c.address, time.Since(begun), r)
+			if !strings.Contains(r.stderr, "192.0.2.1") && !strings.Contains(r.stderr, "127.0.0.1") || !strings.Contains(r.stderr, "hint: ") {
+				t.Errorf("%s=%s: %v", c.variable, c.address, r)
 			}
 		}
 	}

@@ -51,7 +51,7 @@ func (h *host) python(s *oauthtest.Server, socket, chapter string, args ...strin
 	h.t.Helper()
 	cmd := exec.Command("python3", append([]string{"testdata/client.py", socket, chapter}, args...)...)
 	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
-	r := h.finish(cmd, 90*time.Second)
+	r := h.finish(cmd, 3*patience)
 	if r.code != 0 {
 		h.t.Fatalf("client.py %s: %v", chapter, r)
 	}
@@ -111,6 +111,7 @@ const generous = "[limits]\nrequests_per_second = 100000\nconnections = 256\n"
 // The wire, walked by a program that shares no code with ours. Every answer is in testdata, to be read beside
 // docs/protocol.md.
 func TestClientInAnotherLanguage(t *testing.T) {
+	t.Parallel()
 	h, s := stocked(t, generous+`
 [profiles.scoped]
 keys = ["openai", "nothing"]
@@ -198,11 +199,13 @@ func TestCapabilityFile(t *testing.T) {
 }
 
 func TestRateLimitPerConnectionAndPerSandbox(t *testing.T) {
+	t.Parallel()
 	h, s := stocked(t, "")
 	golden(t, "rate", h.python(s, h.serve().socket, "rate"))
 }
 
 func TestUnfinishedFramesAndHandshakesEnd(t *testing.T) {
+	t.Parallel()
 	h, s := stocked(t, "")
 	got := strings.Split(h.python(s, h.serve().socket, "slow"), "\n")
 	for _, line := range got {

@@ -14,7 +14,7 @@ import struct
 import sys
 import time
 
-PATIENCE = 20
+PATIENCE = 60
 path, chapter, argument = sys.argv[1], sys.argv[2], sys.argv[3:]
 
 
@@ -479,17 +479,18 @@ def inflight():
 def rate():
     def burst(conns, each):
         start = time.monotonic()
-        for c in conns:
-            c.raw(b"".join(struct.pack(">I", len(f)) + f for f in (
-                ('{"v":1,"id":"%d","op":"has_api_key","payload":{"name":"openai"}}' % i).encode() for i in range(each))))
         good, limited = 0, set()
-        for c in conns:
-            for _ in range(each):
-                a = c.answer()
-                if a["ok"]:
-                    good += 1
-                else:
-                    limited.add(text(a, id=a["id"]))
+        while not limited and time.monotonic() - start < PATIENCE:  # a machine may be too slow for the limit at first
+            for c in conns:
+                c.raw(b"".join(struct.pack(">I", len(f)) + f for f in (
+                    ('{"v":1,"id":"%d","op":"has_api_key","payload":{"name":"openai"}}' % i).encode() for i in range(each))))
+            for c in conns:
+                for _ in range(each):
+                    a = c.answer()
+                    if a["ok"]:
+                        good += 1
+                    else:
+                        limited.add(text(a, id=a["id"]))
         most = 61 + 60 * (time.monotonic() - start)
         return ("60 and what time brought" if 60 <= good <= most else "%d good ones" % good) + ", then " + ", ".join(limited)
 
@@ -513,32 +514,40 @@ def rate():
     for c in conns:
         c.sock.close()
     say("new connections", burst(more, 40))
-    c = more[0]
-    for _ in range(3):
-        c.frame('{"v":1,"id":"x","op":"nonsense"}')
-    codes = {text(c.answer(), id="x") for _ in range(3)}
-    say("bad requests count too", " ".join(codes))
+    # Between two that are turned away, so that no new second can have begun.
+    c, start = more[0], time.monotonic()
+    while time.monotonic() - start < PATIENCE:
+        requests = ['{"v":1,"id":"x","op":"has_api_key","payload":{"name":"openai"}}'] * 100
+        requests[-4:-1] = ['{"v":1,"id":"x","op":"nonsense"}'] * 3
+        c.raw(b"".join(struct.pack(">I", len(f)) + f.encode() for f in requests))
+        answers = [text(c.answer(), id="x") for _ in requests]
+        if answers[-5].startswith("RATE_LIMITED") and answers[-1].startswith("RATE_LIMITED"):
+            say("bad requests count too", " ".join(set(answers[-4:-1])))
+            break
 
 
 def slow():
     """What a connection may leave unfinished, and for how long. All wait at the same time."""
     waiting, begun = {}, {}
 
-    def begin(case, conn, data):
+    def begin(case, version, data):
+        start = time.monotonic()  # before the server's own time begins
+        conn = Conn()
+        if version:
+            conn.hello(version)
         conn.raw(data)
-        waiting[conn.sock], begun[case] = case, time.monotonic()
+        waiting[conn.sock], begun[case] = case, start
+        return conn
 
     half = struct.pack(">I", 60) + b'{"v":1,"id":"id-1"'
-    begin("silence instead of a handshake", Conn(), b"")
-    begin("half a header instead of a handshake", Conn(), b"\0\0")
-    begin("half a handshake", Conn(), struct.pack(">I", 60) + b'{"v":1,"op"')
-    begin("half a header", Conn().hello(1), b"\0\0\0")
-    begin("a header only", Conn().hello(1), struct.pack(">I", 60))
-    begin("half a frame", Conn().hello(2), half)
-    drip, drops = Conn().hello(1), 0
-    begin("a drop at a time", drip, half)
-    hand = Conn()
-    begin("a handshake a drop at a time", hand, struct.pack(">I", 60) + b'{"v":1')
+    begin("silence instead of a handshake", None, b"")
+    begin("half a header instead of a handshake", None, b"\0\0")
+    begin("half a handshake", None, struct.pack(">I", 60) + b'{"v":1,"op"')
+    begin("half a header", 1, b"\0\0\0")
+    begin("a header only", 1, struct.pack(">I", 60))
+    begin("half a frame", 2, half)
+    drip = begin("a drop at a time", 1, half)
+    hand = begin("a handshake a drop at a time", None, struct.pack(">I", 60) + b'{"v":1')
     idle = Conn().hello(1)
     next_drop = time.monotonic() + 0.5
     while waiting:
@@ -551,7 +560,7 @@ def slow():
             if not data:
                 case = waiting.pop(sock)
                 took = time.monotonic() - begun[case]
-                say(case, "closed after 5 s" if 4.5 <= took <= 8 else "closed after %.1f s" % took)
+                say(case, "closed after 5 s" if 4.9 <= took <= 15 else "closed after %.1f s" % took)
         if time.monotonic() >= next_drop:
             drip.raw(b" ")
             hand.raw(b" ")
