@@ -161,6 +161,7 @@ type box struct {
 	out    *buffer
 	errs   *buffer
 	ended  chan struct{} // closed once state is set
+	read   chan struct{} // closed once all that came to its terminal is in out; nil: it has none, and ended says so
 }
 
 // newWorld has a directory for the socket that any user can reach.
@@ -266,6 +267,12 @@ func (b *box) waitFor(t *testing.T, what string, condition func() bool) {
 	for deadline := time.Now().Add(patient); !condition(); time.Sleep(2 * time.Millisecond) {
 		select {
 		case <-b.ended:
+			if b.read != nil {
+				<-b.read
+			}
+			if condition() { // it came with the end
+				return
+			}
 			t.Fatalf("the first process has ended (%v) before there was %s", b.ProcessState, what)
 		default:
 		}

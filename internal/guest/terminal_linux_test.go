@@ -27,6 +27,7 @@ func onTerminal(t *testing.T, argv ...string) (b *box, keys *os.File) {
 	}, argv...)
 	_ = slave.Close()
 	read := make(chan struct{})
+	b.read = read
 	go func() { // until nobody has the terminal open
 		defer close(read)
 		_, _ = io.Copy(b.out, master)
