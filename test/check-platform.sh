@@ -79,10 +79,10 @@ await() {
 # gone PID: the process has ended.
 gone() { ! kill -0 "$1" 2>/dev/null; }
 
-# limited COMMAND… ends it after a minute and a half; usual COMMAND… becomes it, with signals that a script's background has ignored.
+# limited COMMAND… ends it after five minutes; usual COMMAND… becomes it, with signals that a script's background has ignored.
 # Both macOS and whatever has git have perl.
 limited() {
-	perl -e 'my $p = fork; unless ($p) { exec @ARGV or exit 127 } $SIG{ALRM} = sub { kill 9, $p }; alarm 90;
+	perl -e 'my $p = fork; unless ($p) { exec @ARGV or exit 127 } $SIG{ALRM} = sub { kill 9, $p }; alarm 300;
 		until (waitpid($p, 0) == $p) {} exit($? & 127 ? 128 + ($? & 127) : $? >> 8)' "$@"
 }
 usual() { exec perl -e '$SIG{INT} = $SIG{QUIT} = "DEFAULT"; exec @ARGV or exit 127' "$@"; }
@@ -145,7 +145,7 @@ serve() {
 	"$cp" serve --json >"$work/serve" 2>"$work/out/serve" &
 	echo $! >"$work/serve.pid"
 	disown
-	if ! await 20 grep -q socket "$work/serve"; then
+	if ! await 60 grep -q socket "$work/serve"; then
 		fail socket "$(first "$work/out/serve")"
 		return
 	fi
@@ -170,7 +170,7 @@ serve() {
 	record="\"uid\":$(id -u),\"pid\":$client"
 	if [ "$got" != "$value" ]; then
 		fail "peer identity" "the key did not come: $(first "$work/out/get.err")"
-	elif await 5 grep -q "$record" "$CREDPROXY_HOME/state/audit.log"; then
+	elif await 60 grep -q "$record" "$CREDPROXY_HOME/state/audit.log"; then
 		pass "peer identity" "the audit log has $record"
 	else
 		fail "peer identity" "$record is not in the audit log: $(tail -1 "$CREDPROXY_HOME/state/audit.log")"
@@ -180,11 +180,11 @@ serve() {
 	exec 4<>"$work/paste"
 	LLXPRT_CREDENTIAL_SOCKET=$socket "$cp" auth login check --flow paste <"$work/paste" >"$work/out/lost" 2>"$work/out/lost.err" &
 	client=$!
-	await 20 grep -q https "$work/out/lost"
+	await 60 grep -q https "$work/out/lost"
 	kill -9 "$(cat "$work/serve.pid")"
 	rm "$work/serve.pid"
 	echo 'code#state' >&4
-	await 40 gone $client || kill -9 $client
+	await 60 gone $client || kill -9 $client
 	wait $client
 	status=$?
 	exec 4>&-
