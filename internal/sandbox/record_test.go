@@ -44,3 +44,23 @@ func TestRemoveFails(t *testing.T) {
 		t.Errorf("asked %d times in %v", n, took)
 	}
 }
+
+// An engine that goes away leaves the container behind, and the command's own status is never taken for that.
+func TestEngineThatGoesAway(t *testing.T) {
+	gone, left := errors.New("cannot connect"), &Error{ErrLeft, "it", "still listed", ""}
+	r := &run{plan: plan{name: "credproxy-1-0123456789abcdef", engine: Engine{Kind: Docker}}}
+	for _, c := range []struct {
+		status int
+		left   error
+		want   int
+		says   string
+	}{
+		{0, nil, 0, ""}, {ExitEngine, nil, ExitEngine, ""}, {0, gone, 0, ""}, {3, gone, 3, ""},
+		{0, left, ExitEngine, "still listed"}, {ExitEngine, gone, ExitEngine, r.plan.name + " may still run: cannot connect"},
+	} {
+		status, err := r.leaving(c.status, c.left)
+		if status != c.want || (err != nil) != (c.says != "") || err != nil && !(errors.Is(err, ErrLeft) && strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%d, %v: %d, %v", c.status, c.left, status, err)
+		}
+	}
+}

@@ -123,10 +123,23 @@ func (r *run) container(ctx context.Context, signals <-chan os.Signal) (status i
 	if left == nil && (existed || !interrupted) {
 		rec.remove()
 	}
-	if err == nil && errors.Is(left, ErrLeft) {
-		return ExitEngine, left
+	if err != nil {
+		return status, err
 	}
-	return status, err
+	return r.leaving(status, left)
+}
+
+// leaving is the end of a run whose container could not be looked after for the reason left, or nil. A client that has failed as the
+// engine went away says nothing of the container, which goes on without credentials.
+func (r *run) leaving(status int, left error) (int, error) {
+	switch {
+	case errors.Is(left, ErrLeft):
+		return ExitEngine, left
+	case left != nil && status == ExitEngine:
+		return ExitEngine, &Error{ErrLeft, "the container " + r.plan.name + " may still run", left.Error(),
+			"the next `credproxy run` removes it, once " + string(r.plan.engine.Kind) + " answers"}
+	}
+	return status, nil
 }
 
 // attach starts the container that create has made, and holds the command's input and output until it ends.
