@@ -30,7 +30,7 @@ const waitForAnswer = "a provider's answer (or a login could be lost)"
 func (a *app) newToken(ctx context.Context, source tokens, l login) (*wire.Token, error) {
 	if h, ok := source.(*host); ok {
 		a.signals.held.Store(true)
-		if err := safe(ctx, h); err != nil && ctx.Err() == nil {
+		if err := safe(ctx, h, l); err != nil && ctx.Err() == nil {
 			return nil, err
 		}
 	}
@@ -54,9 +54,9 @@ func (a *app) newToken(ctx context.Context, source tokens, l login) (*wire.Token
 
 // safe is an error when a new token would be safe nowhere: neither a recovery file nor the store takes it, and this process
 // ends. Of everything else the vault decides.
-func safe(ctx context.Context, h *host) error {
+func safe(ctx context.Context, h *host, l login) error {
 	_, nowhere := h.CheckRecovery(ctx)
-	if nowhere == nil || h.Check(ctx) == nil {
+	if nowhere == nil || h.Check(ctx) == nil || h.Reserved(ctx, l.provider, l.bucket) {
 		return nil
 	}
 	return &failure{err: fmt.Errorf("the provider was not asked: its answer could be lost: %w", nowhere), hint: recoveryHint}

@@ -24,6 +24,12 @@ func (v *Vault) CheckRecovery(ctx context.Context) (degraded, err error) {
 	return nil, fmt.Errorf("%w: %w", ErrNoRecovery, reasons)
 }
 
+// Reserved reports whether what a provider answers to a refresh of this login has its place in a recovery file already, so that it
+// would be safe though CheckRecovery fails: on a full disk.
+func (v *Vault) Reserved(ctx context.Context, providerName, bucket string) bool {
+	return v.refresh.Reserved(ctx, loginItem(providerName, bucket))
+}
+
 // RecoveryDir is the directory whose recovery file has what is known of a login's refreshes, and with it a token that the
 // store has not taken; "" if there is none.
 func (v *Vault) RecoveryDir(providerName, bucket string) string {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/credproxy/credproxy/internal/vault/internal/journal"
 )
 
 const half = 16 << 10
@@ -176,4 +178,35 @@ func wantNotDurable(t *testing.T, err error, says string) {
 	if err := notDurable(err, says); err != nil {
 		t.Error(err)
 	}
+}
+
+// The place for an answer that was made with the intent is there, whatever becomes of the disk.
+func TestReserved(t *testing.T) {
+	dir := newDir(t)
+	j := open(t, dir)
+	reserved := func(room int, want bool, when string) {
+		t.Helper()
+		if got := j.Reserved(item, room); got != want {
+			t.Errorf("%s: a place for %d bytes: %t", when, room, got)
+		}
+	}
+	reserved(0, false, "nothing is written")
+	if err := j.Write(t.Context(), item, journal.Record{Phase: journal.Called}, 100_000); err != nil {
+		t.Fatal(err)
+	}
+	reserved(100_000, true, "after the intent")
+	reserved(1_000_000, false, "after the intent")
+	write(t, j, item, journal.Record{})
+	reserved(100_000, true, "after the attempt")
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	reserved(100_000, false, "the directory is open to others")
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Remove(t.Context(), item); err != nil {
+		t.Fatal(err)
+	}
+	reserved(0, false, "removed")
 }

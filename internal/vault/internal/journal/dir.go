@@ -15,6 +15,7 @@ import (
 
 	"github.com/credproxy/credproxy/internal/atomicfile"
 	"github.com/credproxy/credproxy/internal/privatedir"
+	"github.com/credproxy/credproxy/internal/vault/internal/store"
 )
 
 // found is a login's file in one directory.
@@ -163,6 +164,34 @@ func (j *Journal) writeIn(i int, seq uint64, e entry, room int) error {
 		size = f.half
 	}
 	return j.rebuild(root, name, "", encode(size, seq, payload))
+}
+
+// Reserved reports whether an answer of room bytes has its place on disk already: the login's file can be written, and is large
+// enough. Then no disk is too full for it, though [Journal.Check] may say that nothing new can be written.
+func (j *Journal) Reserved(it store.Item, room int) bool {
+	s, err := j.newest(it)
+	if err != nil || s.seq == 0 || s.sum == inMemory {
+		return false
+	}
+	payload, err := json.Marshal(s.entry)
+	if err != nil {
+		return false
+	}
+	root, err := privatedir.Open(j.dirs[s.dir], false)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = root.Close() }()
+	name := fileName(it.Account)
+	is, err := readFile(root, name, it.Account)
+	if size := halfFor(len(payload) + 1024 + roomFor(room)); err != nil || size == 0 || !is.sized || is.half < size {
+		return false
+	}
+	f, _, err := open(root, name, os.O_RDWR)
+	if err != nil {
+		return false
+	}
+	return f.Close() == nil
 }
 
 // writeInPlace writes the half that is not the newest.

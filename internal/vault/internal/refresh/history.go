@@ -97,3 +97,14 @@ func (c *Coordinator) Safe(ctx context.Context) (bool, error) {
 	dir, err := c.o.Journal.Check(ctx)
 	return dir != "", err
 }
+
+// Reserved reports whether the answer to a refresh of the login has its place in the journal already, so that it would be safe even
+// if nothing new can be written.
+func (c *Coordinator) Reserved(ctx context.Context, it store.Item) bool {
+	g, err := c.read(ctx, it)
+	if err != nil {
+		return false
+	}
+	r, err := c.record(ctx, it)
+	return err == nil && c.o.Journal.Reserved(it, room(g, c.basesOf(ctx, it, r, g)))
+}
