@@ -1,81 +1,37 @@
 package audit
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // patience is how long a test waits for what has to come: a machine may stand still for seconds.
 const patience = time.Minute
 
-// children are what a test can start this test binary as: a process of its own, that writes to a log like any other proxy.
-var children = map[string]func(args []string) error{
-	"writer":  childWriter,
-	"forever": childForever,
-}
+// roles are other proxies that write to a log.
+var roles = systest.Roles{"writer": childWriter, "forever": childForever}
 
 func TestMain(m *testing.M) {
-	if name := os.Getenv("AUDIT_TEST_CHILD"); name != "" {
-		if err := children[name](os.Args[1:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	roles.Play()
 	os.Exit(m.Run())
 }
 
-// child returns the command that runs a child under the commands of wrap, if any.
-func child(t *testing.T, wrap []string, name string, args ...string) *exec.Cmd {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	argv := append(append(wrap, self), args...)
-	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), "AUDIT_TEST_CHILD="+name)
-	cmd.Stderr = t.Output()
-	return cmd
-}
-
 // A logBuffer is a logger that keeps what it is told.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
+type logBuffer struct{ systest.Buffer }
 
 func (b *logBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(b, nil)) }
 
 // count is the number of lines with text in them.
-func (b *logBuffer) count(text string) int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return strings.Count(b.buf.String(), text)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
+func (b *logBuffer) count(text string) int { return strings.Count(b.String(), text) }
 
 func open(t *testing.T, path string, opts Options) *Log {
 	t.Helper()

@@ -42,7 +42,8 @@ func TestProcesses(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	var running []*exec.Cmd
 	for range processes {
-		cmd := child(t, nil, "writer", path, strconv.Itoa(n), strconv.Itoa(limit))
+		cmd := roles.Command(t, "writer", path, strconv.Itoa(n), strconv.Itoa(limit))
+		cmd.Stderr = t.Output()
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +87,8 @@ func childForever(args []string) error {
 // TestFlush's: by this clock a machine may take its time.
 func TestKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
-	cmd := child(t, nil, "forever", path)
+	cmd := roles.Command(t, "forever", path)
+	cmd.Stderr = t.Output()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
