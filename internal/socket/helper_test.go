@@ -1,30 +1,29 @@
 package socket
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
-// The test binary plays other processes when this variable names a part.
-const partVar = "CREDPROXY_SOCKET_TEST_PART"
+// roles has other processes, which play a part. What keeps one from it is the line that it prints.
+var roles = systest.Roles{"play": func(args []string) error {
+	err := play(args[0], args[1:])
+	if err != nil {
+		fmt.Println("error:", err)
+	}
+	return err
+}}
 
 func TestMain(m *testing.M) {
-	if part := os.Getenv(partVar); part != "" {
-		if err := play(part, os.Args[1:]); err != nil {
-			fmt.Println("error:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	roles.Play()
 	os.Exit(m.Run())
 }
 
@@ -60,55 +59,18 @@ func play(part string, args []string) error {
 		_, err := net.Dial("unix", args[0])
 		return err
 	}
-	_, err := io.Copy(io.Discard, os.Stdin)
-	return err
+	systest.AwaitEnd()
+	return nil
 }
 
-// process is a child that plays a part.
-type process struct {
-	*exec.Cmd
-	stdin io.WriteCloser
-	out   *bufio.Reader
-}
-
-// start runs the test binary in a part. /proc/self/exe reaches it although go test's directory is closed to other
-// users.
-func start(t *testing.T, attr *syscall.SysProcAttr, part string, args ...string) *process {
+// start starts a process that plays a part, with next to no environment.
+func start(t *testing.T, attr *syscall.SysProcAttr, part string, args ...string) *systest.Process {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Dir = "/"
-	cmd.Env = []string{partVar + "=" + part, "TMPDIR=" + os.TempDir(), "GORACE=atexit_sleep_ms=0"}
-	cmd.SysProcAttr = attr
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	p := &process{cmd, stdin, bufio.NewReader(stdout)}
-	t.Cleanup(p.end)
-	return p
-}
-
-func (p *process) line(t *testing.T) string {
-	t.Helper()
-	s, err := p.out.ReadString('\n')
-	if err != nil {
-		t.Fatalf("the child said nothing: %v", err)
-	}
-	return strings.TrimSpace(s)
-}
-
-// end lets the child finish; a second call does nothing.
-func (p *process) end() {
-	_ = p.stdin.Close()
-	_ = p.Wait()
+	return roles.Start(t, func(cmd *exec.Cmd) {
+		cmd.Dir = "/"
+		cmd.Env = []string{"TMPDIR=" + os.TempDir(), "GORACE=atexit_sleep_ms=0"}
+		cmd.SysProcAttr = attr
+	}, "play", append([]string{part}, args...)...)
 }
 
 // needRoot fails a test that needs a second UID. No test is skipped: a squatter that is never tried is no test.
@@ -120,23 +82,12 @@ func needRoot(t *testing.T) {
 	}
 }
 
-func asUID(uid int) *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
-}
-
 const otherUID = 1
 
 // tempDir is a short temporary directory that every user can enter, and TMPDIR until the test ends.
 func tempDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "sock")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil {
-		t.Fatal(err)
-	}
+	dir := systest.SharedDir(t, 0o777|os.ModeSticky)
 	t.Setenv("TMPDIR", dir)
 	return dir
 }

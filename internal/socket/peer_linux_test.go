@@ -11,13 +11,15 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 func TestIdentifySameUser(t *testing.T) {
 	tempDir(t)
 	l := mustListen(t)
 	p := start(t, nil, "connect", l.Path())
-	pid, _ := strconv.Atoi(p.line(t))
+	pid, _ := strconv.Atoi(p.Line(t))
 	got, err := Identify(accept(t, l))
 	if err != nil {
 		t.Fatal(err)
@@ -38,8 +40,8 @@ func TestIdentifyAnotherUser(t *testing.T) {
 	if err := os.Chmod(path, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	p := start(t, asUID(otherUID), "connect", path)
-	if got := p.line(t); got != strconv.Itoa(p.Process.Pid) {
+	p := start(t, systest.AsUser(otherUID), "connect", path)
+	if got := p.Line(t); got != strconv.Itoa(p.Process.Pid) {
 		t.Fatal(got)
 	}
 	c, err := l.Accept()
@@ -64,8 +66,8 @@ func TestAnotherUserCannotConnect(t *testing.T) {
 	needRoot(t)
 	tempDir(t)
 	l := mustListen(t)
-	p := start(t, asUID(otherUID), "connect", l.Path())
-	if got := p.line(t); !strings.Contains(got, "permission denied") {
+	p := start(t, systest.AsUser(otherUID), "connect", l.Path())
+	if got := p.Line(t); !strings.Contains(got, "permission denied") {
 		t.Errorf("another user's connect: %q, want permission denied", got)
 	}
 }
@@ -86,7 +88,7 @@ func TestIdentifyPIDNamespaces(t *testing.T) {
 
 	l := mustListen(t)
 	p := start(t, elsewhere, "connect", l.Path())
-	if got := p.line(t); got != "1" {
+	if got := p.Line(t); got != "1" {
 		t.Fatalf("the child's own id is %s, want 1 in a namespace of its own", got)
 	}
 	got, err := Identify(accept(t, l))
@@ -97,13 +99,13 @@ func TestIdentifyPIDNamespaces(t *testing.T) {
 	// The other way round the server cannot see the peer: the kernel says 0.
 	path := filepath.Join(tmp, "below.sock")
 	q := start(t, elsewhere, "identify", path)
-	q.line(t)
+	q.Line(t)
 	c, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if got := q.line(t); got != "0 <nil>" {
+	if got := q.Line(t); got != "0 <nil>" {
 		t.Errorf("peer in a namespace above: %q, want PID 0 and no error", got)
 	}
 }
@@ -114,7 +116,7 @@ func TestIdentifyAfterThePeerIsGone(t *testing.T) {
 	l := mustListen(t)
 	p := start(t, &syscall.SysProcAttr{Cloneflags: cloneIfRoot()}, "leave", l.Path())
 	c := accept(t, l)
-	p.end()
+	_ = p.End()
 	got, err := Identify(c)
 	if err != nil || got.PID != p.Process.Pid || got.UID != os.Geteuid() {
 		t.Errorf("got %+v, %v", got, err)
@@ -141,12 +143,12 @@ func TestContainerOfReusedPID(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(pidfd)
-	gone.end()
+	_ = gone.End()
 
 	tempDir(t)
 	l := mustListen(t)
 	now := start(t, &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}, "connect", l.Path())
-	now.line(t)
+	now.Line(t)
 	if got := containerOf(now.Process.Pid, pidfd); got != "" {
 		t.Errorf("got %q from a process that is not the peer", got)
 	}

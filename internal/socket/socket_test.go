@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 func TestListen(t *testing.T) {
@@ -158,15 +160,15 @@ func TestSquattingAgainstAnotherUser(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	p := start(t, asUID(otherUID), "listen")
-	if got := p.line(t); !strings.Contains(got, "belongs to UID 0") {
+	p := start(t, systest.AsUser(otherUID), "listen")
+	if got := p.Line(t); !strings.Contains(got, "belongs to UID 0") {
 		t.Errorf("answered %q, want a refusal that names the owner", got)
 	}
 	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
 	}
-	q := start(t, asUID(otherUID), "listen")
-	if got := q.line(t); !strings.HasPrefix(got, dir+"/") {
+	q := start(t, systest.AsUser(otherUID), "listen")
+	if got := q.Line(t); !strings.HasPrefix(got, dir+"/") {
 		t.Errorf("answered %q, want a socket under %s", got, dir)
 	}
 }

@@ -16,7 +16,7 @@ func TestSweepAfterAKill(t *testing.T) {
 	tempDir(t)
 	live := mustListen(t)
 	victim := start(t, nil, "listen")
-	left := victim.line(t)
+	left := victim.Line(t)
 	dir := filepath.Dir(left)
 
 	if removed, err := SweepStale(dir); err != nil || len(removed) != 0 {
@@ -25,7 +25,7 @@ func TestSweepAfterAKill(t *testing.T) {
 	if err := victim.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	victim.end()
+	_ = victim.End()
 	if _, err := os.Lstat(left); err != nil {
 		t.Fatalf("the test is off, the killed child's socket is gone: %v", err)
 	}
@@ -47,7 +47,7 @@ func TestSweepNothing(t *testing.T) {
 // deadPID returns the id of a process that has just ended.
 func deadPID(t *testing.T) int {
 	p := start(t, nil, "leave", "/nowhere")
-	p.end()
+	_ = p.End()
 	return p.Process.Pid
 }
 

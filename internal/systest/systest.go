@@ -71,7 +71,7 @@ func (b *Buffer) String() string {
 // in it, and other users can reach it, unlike that of TempDir.
 func SharedDir(t testing.TB, mode fs.FileMode) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "systest")
+	dir, err := os.MkdirTemp("/tmp", "test")
 	if err != nil {
 		t.Fatal(err)
 	}
