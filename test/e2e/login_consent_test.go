@@ -167,6 +167,7 @@ func TestConsentOnTheTerminalOfServe(t *testing.T) {
 	}
 	first.Close() // and the question with it
 	screen.shows(regexp.MustCompile(`credproxy: withdrawn`))
+	screen.shows(regexp.MustCompile(`the question was withdrawn`)) // in the log, once another can be asked
 
 	c.request("oauth_initiate", m{"provider": "acme", "bucket": "second", "flow": "pkce_redirect"})
 	screen.answers("acme/second, by a pasted code", "yes\r", "allowed")
