@@ -166,16 +166,6 @@ func TestCarriesBothWays(t *testing.T) {
 	}
 }
 
-// until waits for a condition.
-func until(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !cond(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
-}
-
 // The end of the host's side ends everything inside, and what was written before arrives.
 func TestCloseDeliversFirst(t *testing.T) {
 	p := newPair(t)

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // crowd is connections that say nothing.
@@ -59,7 +61,7 @@ func TestCrowd(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = s.Close()
-	until(t, "the crowd is noticed", func() bool { return len(w.all()) >= toldRefusals })
+	systest.Until(t, "the crowd is noticed", func() bool { return len(w.all()) >= toldRefusals })
 	all := w.all()
 	for _, why := range all {
 		if !errors.Is(why, ErrCrowded) {
@@ -79,7 +81,7 @@ func TestCrowdGivesWayToWhoHasBegun(t *testing.T) {
 	l := start(t, Options{}, patientTimes())
 	raw := dialTCP(t, l)
 	s, err := Attach(inTime(t), &hesitant{Conn: raw, meanwhile: func() {
-		until(t, "its beginning is noticed", func() bool {
+		systest.Until(t, "its beginning is noticed", func() bool {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			return len(l.waiting) == 1 && time.Until(l.waiting[0].safe) > time.Second
@@ -172,7 +174,7 @@ func TestDialProvesItself(t *testing.T) {
 	if _, err := attach(false); !errors.Is(err, ErrRefused) {
 		t.Errorf("a second session: %v", err)
 	}
-	until(t, "both are told", func() bool { mu.Lock(); defer mu.Unlock(); return told == 2 })
+	systest.Until(t, "both are told", func() bool { mu.Lock(); defer mu.Unlock(); return told == 2 })
 	want := "the engine's exec: " + ErrWrongProof.Error() + "\nthe engine's exec: " + ErrSecondSession.Error() + "\n"
 	if log.String() != want {
 		t.Errorf("told:\n%swant:\n%s", log.String(), want)
@@ -344,7 +346,7 @@ func TestLateFlood(t *testing.T) {
 	if shaken := strangers(t, l, 200); shaken != lateHandshakes {
 		t.Errorf("%d of 200 had a handshake, %d may", shaken, lateHandshakes)
 	}
-	until(t, "it is told", func() bool {
+	systest.Until(t, "it is told", func() bool {
 		return slices.ContainsFunc(w.all(), func(why error) bool { return errors.Is(why, ErrLate) })
 	})
 	if all, most := w.all(), mostTold(begun); len(all) > most {
@@ -357,7 +359,7 @@ func TestSecondSessionAfterAFlood(t *testing.T) {
 	w := new(witness)
 	l := attached(t, w.options(), patientTimes())
 	strangers(t, l, 4*lateHandshakes)
-	until(t, "a second session is refused as one", func() bool {
+	systest.Until(t, "a second session is refused as one", func() bool {
 		l.refused.mu.Lock()
 		l.refused.told = bucket{} // as after a while
 		l.refused.mu.Unlock()
@@ -367,7 +369,7 @@ func TestSecondSessionAfterAFlood(t *testing.T) {
 		}
 		return errors.Is(err, ErrRefused)
 	})
-	until(t, "and is told as one", func() bool {
+	systest.Until(t, "and is told as one", func() bool {
 		return slices.ContainsFunc(w.all(), func(why error) bool { return errors.Is(why, ErrSecondSession) })
 	})
 }

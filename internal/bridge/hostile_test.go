@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/credproxy/credproxy/internal/socket"
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 const (
@@ -274,8 +275,8 @@ func TestStreamsThatAreNeverClosed(t *testing.T) {
 	if n := heap() - before; n > (maxClosing+2*backlog)*(768<<10) {
 		t.Errorf("they took %d KiB", n>>10)
 	}
-	until(t, "they are forgotten", func() bool { return i.session.NumStreams() == 0 })
-	until(t, "memory is back", func() bool { return heap()-before < 8<<20 })
+	systest.Until(t, "they are forgotten", func() bool { return i.session.NumStreams() == 0 })
+	systest.Until(t, "memory is back", func() bool { return heap()-before < 8<<20 })
 	i.write(open(9999), frame(frameData, 0, 9999, 0, ownHead...))
 	if p := i.accept().Peer(); p.UID != os.Geteuid() {
 		t.Errorf("then %+v", p)
@@ -350,7 +351,7 @@ func TestPause(t *testing.T) {
 	}
 	_ = closed.Close()
 	n := fill(&ends{T: t}, host) // the rest of its window
-	until(t, "the closed stream is forgotten", func() bool { return p.l.session.NumStreams() == 1 })
+	systest.Until(t, "the closed stream is forgotten", func() bool { return p.l.session.NumStreams() == 1 })
 	way.gate <- struct{}{}
 	if got, err := io.ReadAll(io.LimitReader(inside, int64(len(answer)+n))); err != nil || !bytes.HasPrefix(got, answer) || len(got) != len(answer)+n {
 		t.Errorf("%d bytes, %v; want %d", len(got), err, len(answer)+n)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/credproxy/credproxy/internal/socket"
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // hostEnd is what the server uses of a connection.
@@ -85,7 +86,7 @@ func (e *ends) recvEnd(c net.Conn) {
 // broken expects that c is told soon, when it writes, that nobody reads.
 func (e *ends) broken(c net.Conn) {
 	e.Helper()
-	until(e, "a write fails", func() bool {
+	systest.Until(e, "a write fails", func() bool {
 		_, err := c.Write([]byte("x"))
 		if err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
 			e.Fatalf("write: %v, want EPIPE", err)
@@ -166,7 +167,7 @@ func TestProgramClosesWhileMuchIsUnread(t *testing.T) {
 		}
 		e.recv(e.host, "question")
 		_ = e.program.Close()
-		until(e, "it has hung up", func() bool { return socket.HungUp(e.host) })
+		systest.Until(e, "it has hung up", func() bool { return socket.HungUp(e.host) })
 		e.broken(e.host)
 		for range 99 {
 			e.recv(e.host, "question")

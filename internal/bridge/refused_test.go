@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // witness keeps what a listener says of refused connections.
@@ -50,7 +52,7 @@ func (w *witness) all() []error {
 
 func (w *witness) expect(t *testing.T, want ...error) {
 	t.Helper()
-	until(t, "the refusals are told", func() bool { return len(w.all()) >= len(want) })
+	systest.Until(t, "the refusals are told", func() bool { return len(w.all()) >= len(want) })
 	for i, got := range w.all() {
 		if i >= len(want) || !errors.Is(got, want[i]) {
 			t.Errorf("refused: %v, want %v", w.all(), want)

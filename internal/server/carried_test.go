@@ -16,6 +16,7 @@ import (
 	"github.com/credproxy/credproxy/internal/audit"
 	"github.com/credproxy/credproxy/internal/bridge"
 	"github.com/credproxy/credproxy/internal/socket"
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -149,7 +150,7 @@ func TestCarriedSharesTheLimits(t *testing.T) {
 		c.ends()
 	}
 	// All within one second, or the test says nothing: then it is done again.
-	until(t, "five requests of ten are served", func() bool {
+	systest.Until(t, "five requests of ten are served", func() bool {
 		begun, served := time.Now(), 0
 		for _, c := range open[:10] {
 			c.send(request(1, "x", "get_token", `{"provider":"acme"}`))
@@ -191,7 +192,7 @@ func TestCarriedLoss(t *testing.T) {
 			inside := &proxy{dial: b.dial}
 			idle, busy, silent := inside.open(t, 1), inside.open(t, 1), inside.connect(t)
 			busy.send(request(1, "1", "get_token", `{"provider":"acme"}`))
-			until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
+			systest.Until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
 			lose(b)
 			for _, c := range []*client{idle, busy, silent} {
 				c.ends()
@@ -205,7 +206,7 @@ func TestCarriedLoss(t *testing.T) {
 			if _, err := os.Lstat(b.path); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("the socket is still there: %v", err)
 			}
-			until(t, "the server's connections have ended", func() bool { n, _, _ := p.counts(); return n == 0 && p.vault.held.Load() == 0 })
+			systest.Until(t, "the server's connections have ended", func() bool { n, _, _ := p.counts(); return n == 0 && p.vault.held.Load() == 0 })
 			select {
 			case <-b.Lost():
 			case <-time.After(patience):
@@ -269,7 +270,7 @@ func TestCarriedPause(t *testing.T) {
 	inside := &proxy{dial: b.dial}
 	asks, floods := inside.open(t, 1), inside.open(t, 2)
 	asks.send(request(1, "1", "list_providers", `{}`))
-	until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
+	systest.Until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
 	var silent []*client
 	for range minUnfinished - 4 {
 		silent = append(silent, inside.connect(t))
@@ -277,7 +278,7 @@ func TestCarriedPause(t *testing.T) {
 	for i := range 4 {
 		floods.send(request(2, strconv.Itoa(i), "get_token", `{"provider":"big"}`))
 	}
-	until(t, "the connections are there", func() bool { _, n, _ := p.counts(); return n == len(silent) })
+	systest.Until(t, "the connections are there", func() bool { _, n, _ := p.counts(); return n == len(silent) })
 	thaw := line.freeze()
 	t.Cleanup(thaw)
 	close(gate)
@@ -370,7 +371,7 @@ func TestCarriedFlood(t *testing.T) {
 		_ = c.Close()
 	}
 	bystander.served()
-	until(t, "all have gone", func() bool {
+	systest.Until(t, "all have gone", func() bool {
 		n, _, _ := p.counts()
 		return n == 2 && runtime.NumGoroutine() <= goroutines && heap()-idle < leftBytes
 	})

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -20,7 +21,7 @@ func TestConcurrentRequests(t *testing.T) {
 	p, gate := gated(t)
 	c := p.open(t, 1)
 	c.send(request(1, "slow", "list_providers", `{}`))
-	until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
+	systest.Until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
 	p.vault.set(func() { p.vault.cold = false })
 	c.send(request(1, "fast", "get_token", `{"provider":"acme"}`))
 	if a := c.answer(); a.ID != "fast" || !a.OK {
@@ -41,9 +42,9 @@ func TestInFlight(t *testing.T) {
 		frames = append(frames, request(1, fmt.Sprint(i), "list_providers", `{}`))
 	}
 	go func() { _, _ = c.Write(framed(frames...)) }()
-	until(t, "64 are in flight", func() bool { return p.vault.held.Load() == wire.MaxInFlight })
+	systest.Until(t, "64 are in flight", func() bool { return p.vault.held.Load() == wire.MaxInFlight })
 	other.send(request(1, "1", "list_providers", `{}`))
-	until(t, "the other connection's is, too", func() bool { return p.vault.held.Load() == wire.MaxInFlight+1 })
+	systest.Until(t, "the other connection's is, too", func() bool { return p.vault.held.Load() == wire.MaxInFlight+1 })
 	if n := p.vault.asked.Load(); n != wire.MaxInFlight+1 {
 		t.Errorf("the vault was asked %d times", n)
 	}
@@ -69,10 +70,10 @@ func TestSharedRunning(t *testing.T) {
 		}
 		c.send(frames...)
 	}
-	until(t, "all shared slots are taken", func() bool { return p.vault.held.Load() == sharedRunning })
+	systest.Until(t, "all shared slots are taken", func() bool { return p.vault.held.Load() == sharedRunning })
 	c := p.open(t, 1)
 	c.send(request(1, "a", "list_providers", `{}`), request(1, "b", "list_providers", `{}`))
-	until(t, "another connection's first runs", func() bool { return p.vault.held.Load() == sharedRunning+1 })
+	systest.Until(t, "another connection's first runs", func() bool { return p.vault.held.Load() == sharedRunning+1 })
 	close(gate)
 	for range 2 {
 		if a := c.answer(); !a.OK {
@@ -85,7 +86,7 @@ func TestDuplicateID(t *testing.T) {
 	p, gate := gated(t)
 	c := p.open(t, 1)
 	c.send(request(1, "1", "get_token", `{"provider":"acme"}`))
-	until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
+	systest.Until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
 	p.vault.set(func() { p.vault.cold = false })
 	c.send(request(1, "1", "get_token", `{"provider":"acme"}`))
 	if a := c.answer(); a.ID != "1" || a.Code != "INVALID_REQUEST" {
@@ -110,7 +111,7 @@ func TestCancel(t *testing.T) {
 	p, _ := gated(t)
 	c := p.open(t, 2)
 	c.send(request(2, "read", "get_token", `{"provider":"acme"}`))
-	until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
+	systest.Until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
 	c.send(request(2, "c", "cancel", `{"targetId":"read"}`))
 	answers := map[string]answer{}
 	for range 2 {
@@ -123,7 +124,7 @@ func TestCancel(t *testing.T) {
 	if a := answers["c"]; !a.OK || string(a.Data) != "{}" {
 		t.Errorf("cancel: %+v", a)
 	}
-	until(t, "the vault was told", func() bool { return p.vault.held.Load() == 0 })
+	systest.Until(t, "the vault was told", func() bool { return p.vault.held.Load() == 0 })
 	for _, target := range []string{"read", "never was", "c"} {
 		c.send(request(2, "c", "cancel", `{"targetId":"`+target+`"}`))
 		if a := c.answer(); !a.OK || string(a.Data) != "{}" {
@@ -137,7 +138,7 @@ func TestCancelAChange(t *testing.T) {
 	p, gate := gated(t)
 	c := p.open(t, 2)
 	c.send(request(2, "save", "save_token", `{"provider":"acme","bucket":"new","token":`+newToken+`}`))
-	until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
+	systest.Until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
 	c.send(request(2, "c", "cancel", `{"targetId":"save"}`))
 	if a := c.answer(); a.ID != "save" || a.Code != "CANCELLED" {
 		t.Errorf("the target: %+v", a)
@@ -152,7 +153,7 @@ func TestCancelAChange(t *testing.T) {
 		t.Errorf("the id again: %+v", a)
 	}
 	close(gate)
-	until(t, "the token is stored", func() bool { _, ok := p.vault.CachedToken("acme", "new"); return ok })
+	systest.Until(t, "the token is stored", func() bool { _, ok := p.vault.CachedToken("acme", "new"); return ok })
 	p.close(t)
 	var got []string
 	for _, e := range p.audit.all() {
@@ -170,11 +171,11 @@ func TestConnectionLost(t *testing.T) {
 	c.send(request(1, "1", "get_token", `{"provider":"acme"}`),
 		request(1, "2", "save_token", `{"provider":"acme","bucket":"new","token":`+newToken+`}`),
 		request(1, "3", "remove_token", `{"provider":"acme"}`))
-	until(t, "the vault has the requests", func() bool { return p.vault.held.Load() == 3 })
+	systest.Until(t, "the vault has the requests", func() bool { return p.vault.held.Load() == 3 })
 	_ = c.Close()
-	until(t, "the read is cancelled", func() bool { return p.vault.held.Load() == 2 })
+	systest.Until(t, "the read is cancelled", func() bool { return p.vault.held.Load() == 2 })
 	close(gate)
-	until(t, "the token is stored and the other removed", func() bool {
+	systest.Until(t, "the token is stored and the other removed", func() bool {
 		_, saved := p.vault.CachedToken("acme", "new")
 		p.vault.mu.Lock()
 		defer p.vault.mu.Unlock()
@@ -190,7 +191,7 @@ func TestHalfClose(t *testing.T) {
 	if err := c.Conn.(*net.UnixConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the vault has the requests", func() bool { return p.vault.held.Load() == 2 })
+	systest.Until(t, "the vault has the requests", func() bool { return p.vault.held.Load() == 2 })
 	close(gate)
 	for range 2 {
 		if a := c.answer(); !a.OK {

@@ -22,13 +22,12 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/credproxy/credproxy/internal/audit"
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/wire"
 )
 
 func TestMain(m *testing.M) {
-	if part := os.Getenv(partVar); part != "" {
-		os.Exit(play(part, os.Args[1:]))
-	}
+	roles.Play()
 	goleak.VerifyTestMain(m)
 }
 
@@ -282,7 +281,7 @@ type proxy struct {
 	vault  *memVault
 	scope  atomic.Pointer[scope]
 	audit  events
-	log    strings.Builder // read after close
+	log    systest.Buffer
 	dial   func() (net.Conn, error)
 	closed sync.Once
 	served chan error
@@ -295,7 +294,7 @@ func prepare(change func(*Config, *proxy)) *proxy {
 	cfg := Config{
 		Vault: p.vault,
 		Scope: func() Scope { return p.scope.Load() },
-		Audit: &p.audit, Profile: "default", Logger: slog.New(slog.NewTextHandler(&lockedWriter{w: &p.log}, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Audit: &p.audit, Profile: "default", Logger: slog.New(slog.NewTextHandler(&p.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Identify: identify, OwnUID: os.Geteuid(),
 		RequestsPerSecond: 1e6,
 	}
@@ -304,17 +303,6 @@ func prepare(change func(*Config, *proxy)) *proxy {
 	}
 	p.Server = New(cfg)
 	return p
-}
-
-type lockedWriter struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-func (l *lockedWriter) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(b)
 }
 
 // patience is how long a test waits for what has to come: a machine may stand still for seconds.
@@ -483,18 +471,6 @@ func (c *client) served() {
 	c.t.Helper()
 	if a := c.ask("get_token", `{"provider":"acme"}`); !a.OK {
 		c.t.Errorf("get_token: %+v", a)
-	}
-}
-
-// until waits for a condition that another goroutine brings about.
-func until(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !cond() {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

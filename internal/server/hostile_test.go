@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/credproxy/credproxy/internal/audit"
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -61,8 +63,8 @@ func siege(t *testing.T, change func(*Config, *proxy), attack func(t *testing.T,
 	}
 	end()
 	bystander.served()
-	until(t, "memory is back", func() bool { return heap()-idle < leftBytes })
-	until(t, "nothing is counted as heavy", func() bool { return p.heavy.Load() == 0 })
+	systest.Until(t, "memory is back", func() bool { return heap()-idle < leftBytes })
+	systest.Until(t, "nothing is counted as heavy", func() bool { return p.heavy.Load() == 0 })
 }
 
 // crowd opens n connections and does something with each at the same time; end closes them and waits.
@@ -151,10 +153,10 @@ func TestSavesThatHang(t *testing.T) {
 		c.send(request(2, "1", "save_token", `{"provider":"big","token":`+token+`}`))
 		conns = append(conns, c)
 	}
-	until(t, "as many as fit hang", func() bool { return p.vault.held.Load() == heavyBytes/(3<<20) })
+	systest.Until(t, "as many as fit hang", func() bool { return p.vault.held.Load() == heavyBytes/(3<<20) })
 	bystander.served()
 	busy := 0
-	until(t, "the others are told that there is no room", func() bool {
+	systest.Until(t, "the others are told that there is no room", func() bool {
 		for _, c := range conns {
 			_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
 			var b [1 << 10]byte
@@ -168,7 +170,7 @@ func TestSavesThatHang(t *testing.T) {
 		t.Errorf("saves that hang took %d KiB", n>>10)
 	}
 	close(gate)
-	until(t, "all are done", func() bool { return p.heavy.Load() == 0 })
+	systest.Until(t, "all are done", func() bool { return p.heavy.Load() == 0 })
 }
 
 func TestBytesOneAtATime(t *testing.T) {
@@ -246,8 +248,13 @@ func TestGarbage(t *testing.T) {
 
 // A process that has no file descriptors left goes on when some come free.
 func TestOutOfDescriptors(t *testing.T) {
-	c := child(t, "descriptors")
-	path := c.line(t)
+	c := roles.Start(t, nil, "descriptors")
+	t.Cleanup(func() {
+		if err := c.End(); err != nil {
+			t.Errorf("the child: %v", err)
+		}
+	})
+	path := c.Line(t)
 	dial := func() *client {
 		nc, err := net.Dial("unix", path)
 		if err != nil {
@@ -272,8 +279,10 @@ func TestOutOfDescriptors(t *testing.T) {
 
 const childDescriptors = 40
 
+var roles = systest.Roles{"descriptors": serveWithFew}
+
 // serveWithFew is the child of TestOutOfDescriptors.
-func serveWithFew() error {
+func serveWithFew([]string) error {
 	lim := unix.Rlimit{Cur: childDescriptors, Max: childDescriptors}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
 		return err
@@ -290,6 +299,12 @@ func serveWithFew() error {
 	p := prepare(func(cfg *Config, _ *proxy) { cfg.Connections = 500 })
 	go func() { p.served <- p.Serve(ln) }()
 	fmt.Println(ln.Addr())
-	awaitStdin()
+	systest.AwaitEnd()
 	return p.Shutdown(patiently())
+}
+
+func patiently() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	context.AfterFunc(ctx, cancel)
+	return ctx
 }

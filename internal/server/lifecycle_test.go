@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net"
 	"testing"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 func TestConnectionCap(t *testing.T) {
@@ -25,7 +27,7 @@ func TestConnectionCap(t *testing.T) {
 		c.served()
 	}
 	_ = open[0].Close()
-	until(t, "a place is free", func() bool { _, _, n := p.counts(); return n == 2 })
+	systest.Until(t, "a place is free", func() bool { _, _, n := p.counts(); return n == 2 })
 	p.open(t, 1).served()
 }
 
@@ -34,7 +36,7 @@ func TestShutdown(t *testing.T) {
 	p := start(t, func(_ *Config, p *proxy) { p.vault.cold, p.vault.gate = true, gate })
 	idle, silent, busy := p.open(t, 1), p.connect(t), p.open(t, 1)
 	busy.send(request(1, "1", "get_token", `{"provider":"acme"}`))
-	until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
+	systest.Until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
 
 	done := make(chan error, 1)
 	go func() { done <- p.Shutdown(context.Background()) }()
@@ -80,7 +82,7 @@ func TestShutdownCutsOff(t *testing.T) {
 	p := start(t, func(_ *Config, p *proxy) { p.vault.cold, p.vault.gate = true, make(chan struct{}) })
 	c := p.open(t, 1)
 	c.send(request(1, "1", "get_token", `{"provider":"acme"}`), request(1, "2", "save_token", `{"provider":"acme","token":`+newToken+`}`))
-	until(t, "the vault has the requests", func() bool { return p.vault.held.Load() == 2 })
+	systest.Until(t, "the vault has the requests", func() bool { return p.vault.held.Load() == 2 })
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if err := p.Shutdown(ctx); !errors.Is(err, context.Canceled) {

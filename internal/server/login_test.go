@@ -14,6 +14,7 @@ import (
 
 	"github.com/credproxy/credproxy/internal/audit"
 	"github.com/credproxy/credproxy/internal/socket"
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -184,7 +185,7 @@ func TestLoginRevoked(t *testing.T) {
 			gate := make(chan struct{})
 			p.vault.set(func() { p.vault.gate = gate })
 			c.send(request(1, "1", op, payload))
-			until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
+			systest.Until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
 			p.scope.Store(edited)
 			close(gate)
 			if a := c.answer(); a.Code != "UNAUTHORIZED" || a.Data != nil {
@@ -297,9 +298,9 @@ func TestLoginNobodyHearsOf(t *testing.T) {
 		p := start(t, func(_ *Config, p *proxy) { p.vault.gate, p.vault.stubborn = gate, true })
 		c := p.open(t, 2)
 		c.send(request(2, "1", "oauth_initiate", `{"provider":"new"}`))
-		until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
+		systest.Until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
 		leave(c)
-		until(t, "the server has seen it", func() bool {
+		systest.Until(t, "the server has seen it", func() bool {
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			for c := range p.conns {
@@ -313,7 +314,7 @@ func TestLoginNobodyHearsOf(t *testing.T) {
 			return true
 		})
 		close(gate)
-		until(t, name+": the login was begun and cancelled", func() bool {
+		systest.Until(t, name+": the login was begun and cancelled", func() bool {
 			_, _, begun := p.vault.LoginOf(fmt.Sprintf("%032x", 0xabcd))
 			return begun && p.vault.pending() == 0
 		})
@@ -326,9 +327,9 @@ func TestLoginNobodyHearsOf(t *testing.T) {
 		if a.OK != (c == two) || !a.OK && (a.Code != "INTERNAL_ERROR" || a.Error != errTooLarge.Message) {
 			t.Errorf("version %d: %.200v", i+1, a)
 		}
-		until(t, "only what was heard of is left", func() bool { return p.vault.pending() == i })
+		systest.Until(t, "only what was heard of is left", func() bool { return p.vault.pending() == i })
 	}
-	until(t, "nothing is counted as heavy", func() bool { return p.heavy.Load() == 0 })
+	systest.Until(t, "nothing is counted as heavy", func() bool { return p.heavy.Load() == 0 })
 }
 
 // A code that is at the provider is spent: what it yields is stored although the peer has gone, and the record says so.
@@ -339,10 +340,10 @@ func TestExchangeOutlivesItsPeer(t *testing.T) {
 	id := c.begin(`{"provider":"new"}`)
 	p.vault.set(func() { p.vault.gate = gate })
 	c.send(request(1, "1", "oauth_exchange", withCode(id)))
-	until(t, "the provider has the code", func() bool { return p.vault.held.Load() == 1 })
+	systest.Until(t, "the provider has the code", func() bool { return p.vault.held.Load() == 1 })
 	_ = c.Close()
 	close(gate)
-	until(t, "the token is stored", func() bool { _, ok := p.vault.CachedToken("new", "default"); return ok })
+	systest.Until(t, "the token is stored", func() bool { _, ok := p.vault.CachedToken("new", "default"); return ok })
 	p.vault.set(func() { p.vault.gate = nil })
 	if a := other.ask("oauth_exchange", withCode(id)); a.Code != "SESSION_ALREADY_USED" {
 		t.Errorf("once more: %+v", a)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/credproxy/credproxy/internal/audit"
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -64,7 +65,7 @@ func TestRefreshRevokedDuringTheCall(t *testing.T) {
 			p := start(t, func(_ *Config, p *proxy) { p.vault.gate, p.vault.fault = gate, fault })
 			c := p.open(t, 1)
 			c.send(request(1, "1", "refresh_token", `{"provider":"acme"}`))
-			until(t, "the provider has the request", func() bool { return p.vault.held.Load() == 1 })
+			systest.Until(t, "the provider has the request", func() bool { return p.vault.held.Load() == 1 })
 			p.scope.Store(edited)
 			close(gate)
 			if a := c.answer(); a.Code != "UNAUTHORIZED" || a.Data != nil || a.RetryAfter != nil {
@@ -109,11 +110,11 @@ func TestRefreshOutlivesItsPeer(t *testing.T) {
 		p := start(t, func(_ *Config, p *proxy) { p.vault.gate = gate })
 		c, other := p.open(t, 2), p.open(t, 1)
 		c.send(request(2, "1", "refresh_token", `{"provider":"acme"}`))
-		until(t, "the provider has the request", func() bool { return p.vault.held.Load() == 1 })
+		systest.Until(t, "the provider has the request", func() bool { return p.vault.held.Load() == 1 })
 		other.send(request(1, "1", "refresh_token", `{"provider":"other","bucket":"work"}`))
-		until(t, "the provider has both", func() bool { return p.vault.held.Load() == 2 })
+		systest.Until(t, "the provider has both", func() bool { return p.vault.held.Load() == 2 })
 		leave(c)
-		until(t, "the waiter has left", func() bool { return len(p.slots) == 1 })
+		systest.Until(t, "the waiter has left", func() bool { return len(p.slots) == 1 })
 		if n := p.vault.held.Load(); n != 2 {
 			t.Errorf("%s: %d requests are at the provider, want 2", name, n)
 		}

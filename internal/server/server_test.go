@@ -13,6 +13,7 @@ import (
 
 	"github.com/credproxy/credproxy/internal/audit"
 	"github.com/credproxy/credproxy/internal/socket"
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -286,7 +287,7 @@ func TestRevokedDuringTheCall(t *testing.T) {
 		p := start(t, func(_ *Config, p *proxy) { p.vault.cold, p.vault.gate = true, gate })
 		c := p.open(t, 1)
 		c.send(request(1, "1", tt.op, tt.payload))
-		until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
+		systest.Until(t, "the vault has the request", func() bool { return p.vault.held.Load() == 1 })
 		p.scope.Store(&scope{buckets: []string{}, keys: []string{}})
 		close(gate)
 		if a := c.answer(); a.Code != "UNAUTHORIZED" {
@@ -483,5 +484,5 @@ func TestTooLarge(t *testing.T) {
 		t.Errorf("version 2: %s", a.Code)
 	}
 	c1.served()
-	until(t, "nothing is counted as heavy", func() bool { return p.heavy.Load() == 0 })
+	systest.Until(t, "nothing is counted as heavy", func() bool { return p.heavy.Load() == 0 })
 }
