@@ -1,40 +1,32 @@
 package protect
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
-const partVar = "CREDPROXY_PROTECT_TEST_PART"
+var roles = systest.Roles{
+	"hardened":  func([]string) error { return victim(Harden) },
+	"concealed": func([]string) error { return victim(Conceal) },
+	"plain":     func([]string) error { return victim(nil) },
+	"pry":       func(args []string) error { return pry(args[0]) },
+}
 
 func TestMain(m *testing.M) {
-	var err error
-	switch part := os.Getenv(partVar); part {
-	case "":
-		os.Exit(m.Run())
-	case "hardened", "concealed", "plain":
-		err = victim(map[string]func() error{"hardened": Harden, "concealed": Conceal}[part])
-	case "pry":
-		err = pry(os.Args[1])
-	}
-	if err != nil {
-		fmt.Println(err)
-		os.Exit(1)
-	}
-	os.Exit(0)
+	roles.Play()
+	os.Exit(m.Run())
 }
 
 // victim raises the core limit as far as it may, protects itself or not, says so, and waits for its stdin to end.
@@ -57,8 +49,8 @@ func victim(protect func() error) error {
 		return err
 	}
 	fmt.Println("dumpable", dumpable)
-	_, err = io.Copy(io.Discard, os.Stdin)
-	return err
+	systest.AwaitEnd()
+	return nil
 }
 
 // pry plays a thief of the same user: it prints what it can open of the process.
@@ -92,49 +84,25 @@ func verdict(err error) string {
 
 const aUser = 12345
 
-// start runs the test binary in a part as a user who is not root (root may read everything, and the test would show
-// nothing). As a user who is not root, it stays that user.
-func start(t *testing.T, dir, part string, args ...string) (*exec.Cmd, *bufio.Reader) {
+// start starts a role as a user who is not root (root may read everything, and the test would show nothing). As a user
+// who is not root, it stays that user.
+func start(t *testing.T, dir, role string, args ...string) *systest.Process {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Dir = dir
-	cmd.Env = []string{partVar + "=" + part, "GOTRACEBACK=crash", "GORACE=atexit_sleep_ms=0"}
-	if os.Geteuid() == 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: aUser, Gid: aUser}}
-	}
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = stdin.Close()
-		_ = cmd.Wait()
-	})
-	return cmd, bufio.NewReader(stdout)
-}
-
-func line(t *testing.T, r *bufio.Reader) string {
-	t.Helper()
-	s, err := r.ReadString('\n')
-	if err != nil {
-		t.Fatalf("the child said nothing: %v", err)
-	}
-	return strings.TrimSpace(s)
+	return roles.Start(t, func(cmd *exec.Cmd) {
+		cmd.Dir = dir
+		cmd.Env = []string{"GOTRACEBACK=crash", "GORACE=atexit_sleep_ms=0"}
+		if os.Geteuid() == 0 {
+			cmd.SysProcAttr = systest.AsUser(aUser)
+		}
+	}, role, args...)
 }
 
 func TestHarden(t *testing.T) {
-	cmd, out := start(t, "/", "hardened")
-	if got := line(t, out); got != "dumpable 0" {
+	p := start(t, "/", "hardened")
+	if got := p.Line(t); got != "dumpable 0" {
 		t.Errorf("prctl says %q, want dumpable 0", got)
 	}
-	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,11 +115,11 @@ func TestConceal(t *testing.T) {
 	core := regexp.MustCompile(`(?m)^Max core file size.*$`)
 	var limits []string
 	for _, part := range []string{"plain", "concealed"} {
-		cmd, out := start(t, "/", part)
-		if got := line(t, out); part == "concealed" && got != "dumpable 0" {
+		p := start(t, "/", part)
+		if got := p.Line(t); part == "concealed" && got != "dumpable 0" {
 			t.Errorf("prctl says %q, want dumpable 0", got)
 		}
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.Process.Pid))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -168,11 +136,11 @@ func TestSameUserCannotLookInside(t *testing.T) {
 		{"hardened", "closed"},
 		{"concealed", "closed"},
 	} {
-		cmd, out := start(t, "/", tt.part)
-		line(t, out)
-		_, thief := start(t, "/", "pry", strconv.Itoa(cmd.Process.Pid))
+		p := start(t, "/", tt.part)
+		p.Line(t)
+		thief := start(t, "/", "pry", strconv.Itoa(p.Process.Pid))
 		for _, what := range []string{"mem", "environ", "maps", "auxv", "ptrace"} {
-			got := line(t, thief)
+			got := thief.Line(t)
 			if what == "ptrace" && tt.part == "plain" {
 				continue // Yama may forbid it in any case
 			}
@@ -190,21 +158,14 @@ func TestNoCore(t *testing.T) {
 	}
 	for _, sig := range []syscall.Signal{syscall.SIGSEGV, syscall.SIGQUIT, syscall.SIGABRT} {
 		for _, part := range []string{"plain", "hardened", "concealed"} {
-			dir, err := os.MkdirTemp("/tmp", "core")
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = os.RemoveAll(dir) })
-			if err := os.Chmod(dir, 0o777); err != nil {
-				t.Fatal(err)
-			}
-			cmd, out := start(t, dir, part)
-			line(t, out)
-			if err := cmd.Process.Signal(sig); err != nil {
+			dir := systest.SharedDir(t, 0o777)
+			p := start(t, dir, part)
+			p.Line(t)
+			if err := p.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
 			var exit *exec.ExitError
-			if err := cmd.Wait(); !errors.As(err, &exit) {
+			if err := p.Wait(); !errors.As(err, &exit) {
 				t.Fatalf("%v: the child did not die: %v", sig, err)
 			}
 			ws := exit.Sys().(syscall.WaitStatus)
