@@ -22,11 +22,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/credproxy/credproxy/internal/frame"
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/wire"
 )
 
-// parts are what the test binary plays as its first argument says.
-var parts = map[string]func(args []string) error{
+// roles are what a guest is made to start, and who starts one.
+var roles = systest.Roles{
 	"first": first, "powerless": powerless, "init": engineInit,
 	"ask":   func([]string) error { return ask(os.Getenv(SocketEnv)) },
 	"keep":  keep,

@@ -24,6 +24,7 @@ import (
 
 	"github.com/credproxy/credproxy/internal/bridge"
 	"github.com/credproxy/credproxy/internal/frame"
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -40,15 +41,7 @@ func TestMain(m *testing.M) {
 	if status, mine := Main(os.Args[1:]); mine {
 		os.Exit(status)
 	}
-	if len(os.Args) > 1 {
-		if part, ok := parts[os.Args[1]]; ok {
-			if err := part(os.Args[2:]); err != nil {
-				fmt.Println("error:", err)
-				os.Exit(1)
-			}
-			os.Exit(0)
-		}
-	}
+	roles.Play()
 	if os.Geteuid() != 0 {
 		fmt.Println("these tests make namespaces and play several users: run them as root, or under " +
 			"`unshare --user --map-auto --map-root-user` (packages uidmap and util-linux)")
@@ -158,8 +151,8 @@ type box struct {
 	*exec.Cmd
 	world
 	socket string
-	out    *buffer
-	errs   *buffer
+	out    *systest.Buffer
+	errs   *systest.Buffer
 	ended  chan struct{} // closed once state is set
 	read   chan struct{} // closed once all that came to its terminal is in out; nil: it has none, and ended says so
 }
@@ -167,15 +160,7 @@ type box struct {
 // newWorld has a directory for the socket that any user can reach.
 func newWorld(t *testing.T) world {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "guest")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return world{SocketDir: dir, Umask: 0o022}
+	return world{SocketDir: systest.SharedDir(t, 0o755), Umask: 0o022}
 }
 
 // start starts argv as process 1. What tune changes comes before.
@@ -185,7 +170,7 @@ func start(t *testing.T, w world, tune func(*exec.Cmd), argv ...string) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &box{world: w, socket: filepath.Join(w.SocketDir, "llxprt-cred-1-00000000.sock"), out: new(buffer), errs: new(buffer), ended: make(chan struct{})}
+	b := &box{world: w, socket: filepath.Join(w.SocketDir, "llxprt-cred-1-00000000.sock"), out: new(systest.Buffer), errs: new(systest.Buffer), ended: make(chan struct{})}
 	b.Cmd = exec.Command(self, append([]string{"first", string(spec)}, argv...)...)
 	b.Dir = "/"
 	b.Env = []string{SocketEnv + "=" + b.socket, "GORACE=atexit_sleep_ms=0", "PATH=/usr/local/bin:/usr/bin:/bin"}
@@ -281,15 +266,6 @@ func (b *box) waitFor(t *testing.T, what string, condition func() bool) {
 		}
 	}
 }
-
-// buffer may be read while it is written.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) { b.mu.Lock(); defer b.mu.Unlock(); return b.b.Write(p) }
-func (b *buffer) String() string              { b.mu.Lock(); defer b.mu.Unlock(); return b.b.String() }
 
 // says waits until the command has written text.
 func (b *box) says(t *testing.T, text string) {

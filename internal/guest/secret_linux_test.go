@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // thief plays a program of the sandbox that is the same user as process 1: it says what it can open of the
@@ -97,7 +99,7 @@ func TestSameUserCannotLookInside(t *testing.T) {
 			t.Fatalf("process 1 is %s", got)
 		}
 		for _, victim := range []string{plain, "1", inside(c.Process.Pid)} {
-			var out buffer
+			var out systest.Buffer
 			cmd := b.within(t, user, nil, &out, self, "powerless", self, "thief", victim)
 			if err := cmd.Wait(); err != nil {
 				t.Errorf("the thief: %v: %s", err, out.String())
@@ -229,7 +231,7 @@ func TestForeignVisitor(t *testing.T) {
 	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the visitor was kept: %v", err)
 	}
-	var out buffer
+	var out systest.Buffer
 	cmd := b.within(t, other, strings.NewReader(""), &out, self, CarryWord)
 	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != exitGuest {
 		t.Errorf("another user's carrier: %v", err)
@@ -255,7 +257,7 @@ func TestOneVisitor(t *testing.T) {
 		if what == "something else" {
 			in = strings.Repeat("GET / HTTP/1.1\r\n", 100)
 		}
-		var out buffer
+		var out systest.Buffer
 		cmd := b.within(t, 0, strings.NewReader(in), &out, self, CarryWord)
 		_ = cmd.Wait() // process 1 cannot end before somebody has waited for all of its namespace
 		if got := b.status(t); got != exitGuest || !strings.HasPrefix(b.errs.String(), text) || !strings.Contains(b.errs.String(), "\nhint: ") {

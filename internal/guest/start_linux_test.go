@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // serve listens at path and lets answer deal with each connection.
@@ -48,7 +50,7 @@ func guestWith(t *testing.T, socket string, user int, args ...string) (status in
 	if socket != "" {
 		cmd.Env = append(cmd.Env, SocketEnv+"="+socket)
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(user), Gid: uint32(user)}}
+	cmd.SysProcAttr = systest.AsUser(user)
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {

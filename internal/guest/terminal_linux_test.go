@@ -6,18 +6,19 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // onTerminal starts argv as process 1 on a terminal of its own, as an engine does it. What is typed is written to keys.
 func onTerminal(t *testing.T, argv ...string) (b *box, keys *os.File) {
 	t.Helper()
-	master, slave, err := openPTY()
+	master, slave, err := systest.OpenPTY()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,24 +40,6 @@ func onTerminal(t *testing.T, argv ...string) (b *box, keys *os.File) {
 		<-read
 	})
 	return b, master
-}
-
-func openPTY() (master, slave *os.File, err error) {
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	master = os.NewFile(uintptr(fd), "/dev/ptmx")
-	if err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err == nil {
-		var n int
-		if n, err = unix.IoctlGetInt(fd, unix.TIOCGPTN); err == nil {
-			slave, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
-		}
-	}
-	if err != nil {
-		return nil, nil, errors.Join(err, master.Close())
-	}
-	return master, slave, nil
 }
 
 func typeKeys(t *testing.T, keys *os.File, text string) {
