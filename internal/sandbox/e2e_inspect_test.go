@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // configured gives the fixture's podman a configuration with these lines for containers.
@@ -97,7 +99,7 @@ func TestE2EPodmanBehindDocker(t *testing.T) {
 	})
 	f.kind, f.spec.Kind = Docker, Docker
 	f.id.env = append(f.id.env, "DOCKER_HOST="+address)
-	eventually(t, "podman's service answers", func() bool {
+	systest.Until(t, "podman's service answers", func() bool {
 		e, err := (Host{Environ: f.id.env}).Select(t.Context(), Docker, "x")
 		return err == nil && e.socket == socket
 	})

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // pauseWhenTold is part of the runner: SIGIO pauses what it runs, SIGPWR resumes that (those that Run does not hand on). It says so on stdout.
@@ -112,9 +114,9 @@ func TestE2EPause(t *testing.T) {
 			}
 			return n
 		}
-		eventually(t, "nothing stands still", func() bool { return left(true) == 0 })
+		systest.Until(t, "nothing stands still", func() bool { return left(true) == 0 })
 		f.sweep(t, "*") // a client may not get its container to end, see TestE2EKilled
-		eventually(t, "all processes are gone", func() bool { return left(false) == 0 })
+		systest.Until(t, "all processes are gone", func() bool { return left(false) == 0 })
 		f.nothingLeft(t)
 	})
 }

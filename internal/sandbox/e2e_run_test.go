@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 func TestE2EWhatIsSeen(t *testing.T) {
@@ -233,7 +235,7 @@ func TestE2EKilled(t *testing.T) {
 			}
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
-			eventually(t, "nothing carries", func() bool {
+			systest.Until(t, "nothing carries", func() bool {
 				return !slices.ContainsFunc(carriers, func(pid int) bool { return syscall.Kill(pid, 0) == nil })
 			})
 			return conn

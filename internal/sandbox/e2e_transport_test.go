@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // auto lets the fixture's engine choose the transport.
@@ -80,7 +82,7 @@ func TestE2EUserNamespaces(t *testing.T) {
 				f.open(t)
 			}
 			if alone && c.engine == "podman-rootless" {
-				eventually(t, "no other container has all the user ids", func() bool {
+				systest.Until(t, "no other container has all the user ids", func() bool {
 					_, _, errs := f.run(t, "", "credproxy", "version")
 					return !strings.Contains(errs, "not find enough available IDs")
 				})
@@ -152,7 +154,7 @@ func TestE2EPodmanService(t *testing.T) {
 		_ = service.Wait()
 	})
 	c.id.env = append(slices.Clone(c.id.env), "CONTAINER_HOST="+address)
-	eventually(t, "podman's service answers", func() bool {
+	systest.Until(t, "podman's service answers", func() bool {
 		e, err := (Host{Environ: c.id.env}).Select(t.Context(), Podman, "x")
 		return err == nil && e.Service
 	})
@@ -368,7 +370,7 @@ func TestE2EAddresses(t *testing.T) {
 		f.spec.Spec.EngineArgs = append(f.spec.Spec.EngineArgs[:2], "--network=slirp4netns:allow_host_loopback=true")
 		cmd := f.command(t, "credproxy", "hold")
 		conn := f.held(t, cmd)
-		eventually(t, "nothing carries", func() bool { return len(carriers(cmd.Process.Pid)) == 0 })
+		systest.Until(t, "nothing carries", func() bool { return len(carriers(cmd.Process.Pid)) == 0 })
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // What is on another machine is refused by its address alone, however the real clients have come by it: nobody connects to it.
@@ -124,7 +126,7 @@ func TestServiceHere(t *testing.T) {
 	}()
 	h := Host{Environ: append(os.Environ(), "CONTAINER_HOST="+address)}
 	var e Engine
-	eventually(t, "podman's service answers", func() bool {
+	systest.Until(t, "podman's service answers", func() bool {
 		var err error
 		e, err = h.Select(t.Context(), Podman, "x")
 		return err == nil

@@ -13,7 +13,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
+
+var roles = systest.Roles{"pause-and-hang": pauseAndHang}
 
 // The test binary is started once more as a waker, and as a process that is killed.
 func init() {
@@ -21,9 +25,7 @@ func init() {
 	if len(os.Args) == 3 && os.Args[1] == wakerWord {
 		os.Exit(wakePaused(os.Stdin))
 	}
-	if len(os.Args) == 3 && os.Args[1] == "pause-and-hang" {
-		pauseAndHang(os.Args[2])
-	}
+	roles.Play()
 }
 
 // script is a running shell script and a Sandbox that has started it as its client.
@@ -88,16 +90,6 @@ func isStopped(pid int) bool {
 	return err == nil && stopped(readThreads(s.procID))
 }
 
-// eventually waits for what another process does.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within a minute: %s", what)
-		}
-	}
-}
-
 func TestPause(t *testing.T) {
 	s := startScript(t, `
 		sleep 1000 & echo $!
@@ -105,7 +97,7 @@ func TestPause(t *testing.T) {
 		bash -c 'sleep 1000 & echo $!; wait' &
 		while read line; do echo "got $line"; done`)
 	running, before, below := s.pid(t), s.pid(t), s.pid(t)
-	eventually(t, "a job is stopped", func() bool { return isStopped(before) })
+	systest.Until(t, "a job is stopped", func() bool { return isStopped(before) })
 	p, err := s.Pause(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -218,9 +210,9 @@ func TestPausedIsWoken(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = syscall.Kill(pid, syscall.SIGCONT)
-		eventually(t, "it is awake", func() bool { return !isStopped(pid) })
+		systest.Until(t, "it is awake", func() bool { return !isStopped(pid) })
 		_ = syscall.Kill(pid, then)
-		eventually(t, "it does what it is told", func() bool { return isStopped(pid) == (then == syscall.SIGSTOP) })
+		systest.Until(t, "it does what it is told", func() bool { return isStopped(pid) == (then == syscall.SIGSTOP) })
 		if err := p.Still(); !errors.Is(err, ErrRestless) {
 			t.Errorf("a process has run: %v", err)
 		}
@@ -287,20 +279,20 @@ func TestPauseIsOver(t *testing.T) {
 	}
 }
 
-// pauseAndHang starts a client that says how it ends, pauses it, and waits to be killed.
-func pauseAndHang(program string) {
+// pauseAndHang PROGRAM starts a client that says how it ends, pauses it, and waits to be killed.
+func pauseAndHang(args []string) error {
 	signal.Ignore(syscall.SIGHUP)
 	cmd := exec.Command("bash", "-c", `trap 'echo terminated; exit' TERM; echo ready $$; while :; do sleep 0.05; done`)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	client, err := start(cmd, syscall.SIGTERM)
 	if err != nil {
-		panic(err)
+		return err
 	}
 	_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
 	var s Sandbox
-	s.pausing.begin(client, program)
+	s.pausing.begin(client, args[0])
 	if _, err := s.Pause(context.Background()); err != nil {
-		panic(err)
+		return err
 	}
 	fmt.Println("paused")
 	select {}
@@ -312,37 +304,24 @@ func TestKilledWhilePaused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(self, "pause-and-hang", self)
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewReader(stdout)
+	p := roles.Start(t, func(cmd *exec.Cmd) { cmd.Stderr = os.Stderr }, "pause-and-hang", self)
+	t.Cleanup(func() { _ = p.Process.Kill() }) // it does not end when its input does
 	expect := func(want string) (pid int) {
 		t.Helper()
-		line, err := lines.ReadString('\n')
-		if _, scanErr := fmt.Sscanf(line, want, &pid); err != nil || scanErr != nil && strings.TrimSpace(line) != want {
-			t.Fatalf("%q, %v; want %q", line, err, want)
+		line := p.Line(t)
+		if _, err := fmt.Sscanf(line, want, &pid); err != nil && line != want {
+			t.Fatalf("%q; want %q", line, want)
 		}
 		return pid
 	}
 	client := expect("ready %d")
-	fmt.Fprintln(stdin)
+	p.Say(t, "")
 	expect("paused")
 	if !isStopped(client) {
 		t.Error("the client runs")
 	}
-	_ = cmd.Process.Kill()
+	_ = p.Process.Kill()
 	expect("terminated")
-	_ = cmd.Wait()
 }
 
 func TestParseThread(t *testing.T) {

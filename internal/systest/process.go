@@ -54,10 +54,10 @@ func (r Roles) Command(t testing.TB, role string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Process is a running child that says lines to the test.
+// Process is a running child that exchanges lines with the test.
 type Process struct {
 	*exec.Cmd
-	stdin  io.Closer
+	stdin  io.WriteCloser
 	out    *bufio.Reader
 	errors Buffer // its standard error, unless that was set
 }
@@ -97,6 +97,14 @@ func (p *Process) Line(t testing.TB) string {
 		t.Fatalf("the child said nothing: %v; it ended: %v", err, p.End())
 	}
 	return strings.TrimSpace(line)
+}
+
+// Say has the child read a line.
+func (p *Process) Say(t testing.TB, line string) {
+	t.Helper()
+	if _, err := io.WriteString(p.stdin, line+"\n"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // End ends the child's standard input and waits for the child. It returns why it failed, if it did: an *exec.ExitError, with

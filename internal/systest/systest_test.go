@@ -3,6 +3,7 @@ package systest
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -13,8 +14,8 @@ import (
 var roles = Roles{
 	"echo": func(args []string) error {
 		fmt.Println(strings.Join(args, " "))
-		AwaitEnd()
-		return nil
+		_, err := io.Copy(os.Stdout, os.Stdin)
+		return err
 	},
 	"fail": func([]string) error { return errors.New("it is broken") },
 	"hang": func([]string) error { fmt.Println("hanging"); select {} },
@@ -29,6 +30,10 @@ func TestProcess(t *testing.T) {
 	p := roles.Start(t, nil, "echo", "a", "b c")
 	if got := p.Line(t); got != "a b c" {
 		t.Errorf("it says %q", got)
+	}
+	p.Say(t, "d")
+	if got := p.Line(t); got != "d" {
+		t.Errorf("it answers %q", got)
 	}
 	if err := p.End(); err != nil {
 		t.Error(err)
