@@ -24,6 +24,7 @@ import (
 	"github.com/credproxy/credproxy/internal/frame"
 	"github.com/credproxy/credproxy/internal/sandbox"
 	"github.com/credproxy/credproxy/internal/socket"
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/wire"
 )
 
@@ -171,7 +172,7 @@ func startAsker(t *testing.T, reply func(shown string) string, command ...string
 	}
 	a := &asking{t: t, grown: make(chan struct{}, 1), reply: reply}
 	var slave *os.File
-	if a.master, slave, err = openPTY(); err != nil {
+	if a.master, slave, err = systest.OpenPTY(); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // onTerminal is a face on a terminal of its own; screen waits until the terminal has shown a text, and returns all of it.
@@ -17,7 +19,7 @@ func onTerminal(t *testing.T, rows uint16) (f *face, master *os.File, screen fun
 	t.Helper()
 	t.Setenv("TERM", "xterm")
 	t.Setenv("NO_COLOR", "")
-	master, slave, err := openPTY()
+	master, slave, err := systest.OpenPTY()
 	if err != nil {
 		t.Fatal(err)
 	}

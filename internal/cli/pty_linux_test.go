@@ -13,6 +13,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // typing runs a command on a terminal of its own and types an answer whenever a prompt shows; what the terminal showed
@@ -27,7 +29,7 @@ func typing(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || at < 1 || at+1 >= len(args) {
 		ts.Fatalf("usage: typing STATUS PROMPT=ANSWER… -- COMMAND…")
 	}
-	master, slave, err := openPTY()
+	master, slave, err := systest.OpenPTY()
 	ts.Check(err)
 	defer master.Close()
 	cmd := command(ts, args[at+1:])
@@ -122,23 +124,4 @@ func quiet(master *os.File) bool {
 		}
 	}
 	return false
-}
-
-func openPTY() (master, slave *os.File, err error) {
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	master = os.NewFile(uintptr(fd), "/dev/ptmx")
-	if err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err == nil {
-		var n int
-		if n, err = unix.IoctlGetInt(fd, unix.TIOCGPTN); err == nil {
-			slave, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|syscall.O_NOCTTY, 0)
-		}
-	}
-	if err != nil {
-		_ = master.Close()
-		return nil, nil, err
-	}
-	return master, slave, nil
 }
