@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -15,30 +14,16 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
-// Tests start this binary again as another process; the variable says what to be and where.
-const roleVariable = "ATOMICFILE_TEST_ROLE"
+// roles are other processes; a file for one system adds its own.
+var roles = systest.Roles{"write for ever": writeForEver}
 
 func TestMain(m *testing.M) {
-	if role, dir, ok := strings.Cut(os.Getenv(roleVariable), ":"); ok {
-		os.Exit(roles[role](dir))
-	}
+	roles.Play()
 	os.Exit(m.Run())
-}
-
-// roles are the programs that a test can start; a file for one system adds its own.
-var roles = map[string]func(dir string) int{"write for ever": writeForEver}
-
-func testRole(t *testing.T, role, dir string) *exec.Cmd {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), self)
-	cmd.Env = append(os.Environ(), roleVariable+"="+role+":"+dir)
-	return cmd
 }
 
 func openRoot(t *testing.T) *os.Root {
@@ -201,12 +186,11 @@ func parseGeneration(data []byte) (int, error) {
 	return strconv.Atoi(string(data[:8]))
 }
 
-// writeForEver writes one generation after the other and says so on stdout after each.
-func writeForEver(dir string) int {
+// writeForEver DIR writes one generation after the other and says so on stdout after each.
+func writeForEver(args []string) error {
 	for n := 1; ; n++ {
-		if err := WriteFileIn(dir, "a", generation(n)); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
+		if err := WriteFileIn(args[0], "a", generation(n)); err != nil {
+			return err
 		}
 		fmt.Println(n)
 	}
@@ -215,7 +199,7 @@ func writeForEver(dir string) int {
 func TestKill(t *testing.T) {
 	root := openRoot(t)
 	for round := range 25 {
-		cmd := testRole(t, "write for ever", root.Name())
+		cmd := roles.Command(t, "write for ever", root.Name())
 		cmd.Stderr = os.Stderr
 		stdout, err := cmd.StdoutPipe()
 		if err != nil {
