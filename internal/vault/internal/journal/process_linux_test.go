@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -17,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/internal/vault/internal/journal"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/filelock"
@@ -28,26 +28,6 @@ func init() {
 	roles["fill the disk"] = fillTheDisk
 	roles["read-only"] = readOnly
 	roles["another user"] = anotherUser
-}
-
-// inNamespace gives the child a user and mount namespace of its own, where it is the user uid; the mounts go with it.
-func inNamespace(cmd *exec.Cmd, uid int) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: os.Getgid(), Size: 1}},
-	}
-}
-
-func run(t *testing.T, cmd *exec.Cmd) {
-	t.Helper()
-	out, err := cmd.CombinedOutput()
-	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EACCES) {
-		t.Fatalf("this test needs a user namespace of its own: run as root, or set the sysctls kernel.unprivileged_userns_clone=1 and user.max_user_namespaces above 0: %v", err)
-	}
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
 }
 
 // At every moment, and after kill -9 at any, a reader finds a whole record that is not older than the last one whose Write had
@@ -71,7 +51,7 @@ func TestKill(t *testing.T) {
 		return n
 	}
 	for range 30 {
-		cmd := child(t, "write for ever", dir)
+		cmd := roles.Command(t, "write for ever", dir)
 		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -114,19 +94,20 @@ func TestKill(t *testing.T) {
 	}
 }
 
-func writeForEver(dir string) int {
+func writeForEver(args []string) error {
+	dir := args[0]
 	ctx := context.Background()
 	j, err := newJournal(dir)
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	r, err := j.Read(ctx, item)
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	for n := r.Status + 1; ; n++ {
 		if err := j.Write(ctx, item, generation(n, n*997%11000), n*n%9000); err != nil {
-			return complain("%v", err)
+			return err
 		}
 		fmt.Println(n)
 	}
@@ -138,7 +119,7 @@ func TestProcessesTakeTurns(t *testing.T) {
 	const n = 4
 	var cmds []*exec.Cmd
 	for range n {
-		cmd := child(t, "take turns", dir)
+		cmd := roles.Command(t, "take turns", dir)
 		cmd.Stderr = os.Stderr
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -155,20 +136,21 @@ func TestProcessesTakeTurns(t *testing.T) {
 
 const turns = 25
 
-func takeTurns(dir string) int {
+func takeTurns(args []string) error {
+	dir := args[0]
 	ctx := context.Background()
 	j, err := newJournal(filepath.Join(dir, "journal"))
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	for range turns {
 		unlock, err := filelock.Lock(ctx, root, item)
 		if err != nil {
-			return complain("%v", err)
+			return err
 		}
 		r, err := j.Read(ctx, item)
 		if err == nil && r.Status > 0 {
@@ -179,50 +161,49 @@ func takeTurns(dir string) int {
 		}
 		unlock()
 		if err != nil {
-			return complain("%v", err)
+			return err
 		}
 	}
-	return 0
+	return nil
 }
 
 func TestFullDisk(t *testing.T) {
-	cmd := child(t, "fill the disk", t.TempDir())
-	inNamespace(cmd, 0)
-	run(t, cmd)
+	systest.RunInNamespace(t, roles.Command(t, "fill the disk", t.TempDir()), 0)
 }
 
-func fillTheDisk(dir string) int {
+func fillTheDisk(args []string) error {
+	dir := args[0]
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=512k,mode=0700"); err != nil {
-		return complain("mount a tmpfs: %v", err)
+		return fmt.Errorf("mount a tmpfs: %v", err)
 	}
 	ctx := context.Background()
 	dir = filepath.Join(dir, "journal")
 	j, err := newJournal(dir)
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	other, err := newJournal(dir)
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	begun, late, broken, leaving := item, login("late:a"), login("broken:a"), login("leaving:a")
 	for n, it := range []store.Item{begun, broken, leaving} {
 		if err := j.Write(ctx, it, generation(n+1, 8), 9000); err != nil {
-			return complain("%v", err)
+			return err
 		}
 	}
 	if err := os.WriteFile(filepath.Join(dir, "broken%3aa.journal"), []byte(strings.Repeat("x", 2*half)), 0o600); err != nil {
-		return complain("%v", err)
+		return err
 	}
 	ballast, err := os.Create(filepath.Join(dir, "ballast"))
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	for page := make([]byte, 4096); ; {
 		if _, err := ballast.Write(page); errors.Is(err, syscall.ENOSPC) {
 			break
 		} else if err != nil {
-			return complain("%v", err)
+			return err
 		}
 	}
 	steps := []struct {
@@ -247,17 +228,17 @@ func fillTheDisk(dir string) int {
 	}
 	for _, s := range steps {
 		if s.err != nil {
-			return complain("%s: %v", s.what, s.err)
+			return fmt.Errorf("%s: %v", s.what, s.err)
 		}
 	}
 	if d, err := j.Check(ctx); d != "" || !errors.Is(err, syscall.ENOSPC) {
-		return complain("Check = %q, %v", d, err)
+		return fmt.Errorf("Check = %q, %v", d, err)
 	}
 	if list, err := j.List(ctx); err != nil || len(list) != 4 {
-		return complain("List = %v, %v", list, err)
+		return fmt.Errorf("List = %v, %v", list, err)
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 4 {
-		return complain("left: %v, %v", entries, err)
+		return fmt.Errorf("left: %v, %v", entries, err)
 	}
 	for _, s := range []struct {
 		what string
@@ -268,11 +249,11 @@ func fillTheDisk(dir string) int {
 		{"and does not come back", checkGeneration(j, leaving, 0)},
 	} {
 		if s.err != nil {
-			return complain("%s: %v", s.what, s.err)
+			return fmt.Errorf("%s: %v", s.what, s.err)
 		}
 	}
 	if err := ballast.Truncate(0); err != nil {
-		return complain("%v", err)
+		return err
 	}
 	for _, s := range []struct {
 		what string
@@ -285,13 +266,13 @@ func fillTheDisk(dir string) int {
 		{"nothing is held", j.Close()},
 	} {
 		if s.err != nil {
-			return complain("%s: %v", s.what, s.err)
+			return fmt.Errorf("%s: %v", s.what, s.err)
 		}
 	}
 	if d, err := j.Check(ctx); d != dir || err != nil {
-		return complain("Check = %q, %v", d, err)
+		return fmt.Errorf("Check = %q, %v", d, err)
 	}
-	return 0
+	return nil
 }
 
 // intent is generation without an answer.
@@ -305,55 +286,32 @@ func TestReadOnlyFileSystem(t *testing.T) {
 	dir := t.TempDir()
 	write(t, open(t, filepath.Join(dir, "a")), item, generation(1, 8))
 	write(t, open(t, filepath.Join(dir, "a")), login("gone:a"), generation(1, 8))
-	cmd := child(t, "read-only", dir)
-	inNamespace(cmd, 0)
-	run(t, cmd)
+	systest.RunInNamespace(t, roles.Command(t, "read-only", dir), 0)
 	// The one that is writable again has the older records.
 	j := open(t, filepath.Join(dir, "a"), filepath.Join(dir, "b"))
 	wantGeneration(t, j, item, 302)
 	wantGeneration(t, j, login("gone:a"), 0)
 }
 
-// remount makes the bind mount at dir read-only or writable.
-func remount(dir string, flag uintptr) error {
-	// The flags that the file system has already cannot be taken away in a user namespace.
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return err
-	}
-	kept := uintptr(st.Flags) & (syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC | syscall.MS_NOATIME | syscall.MS_NODIRATIME)
-	// A file that is open for writing this instant, by the reader that repairs or by the kernel that still closes it, makes the mount busy.
-	err := syscall.EBUSY
-	for until := time.Now().Add(time.Minute); err == syscall.EBUSY && time.Now().Before(until); runtime.Gosched() {
-		err, _ = syscall.Mount("", dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RELATIME|kept|flag, "").(syscall.Errno)
-	}
-	if err != 0 {
-		return fmt.Errorf("remount: %w", err)
-	}
-	return nil
-}
-
 // readOnly has a first directory that turns read-only and back again while readers look, and a second that does not.
-func readOnly(dir string) int {
+func readOnly(args []string) error {
+	dir := args[0]
 	ctx := context.Background()
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
-	if err := syscall.Mount(a, a, "", syscall.MS_BIND, ""); err != nil {
-		return complain("bind: %v", err)
-	}
-	if err := remount(a, syscall.MS_RDONLY); err != nil {
-		return complain("%v", err)
+	if err := systest.MountReadOnly(a); err != nil {
+		return err
 	}
 	alone, err := newJournal(a)
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	j, err := newJournal(a, b)
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	other, err := newJournal(a, b)
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	gone := login("gone:a")
 	for _, s := range []struct {
@@ -371,14 +329,14 @@ func readOnly(dir string) int {
 		{"is durable", checkGeneration(other, gone, 0)},
 	} {
 		if s.err != nil {
-			return complain("%s: %v", s.what, s.err)
+			return fmt.Errorf("%s: %v", s.what, s.err)
 		}
 	}
 	if d, err := j.Check(ctx); d != b || !errors.Is(err, syscall.EROFS) {
-		return complain("Check = %q, %v", d, err)
+		return fmt.Errorf("Check = %q, %v", d, err)
 	}
 	if list, err := other.List(ctx); err != nil || len(list) != 1 || list[0] != item {
-		return complain("List = %v, %v", list, err)
+		return fmt.Errorf("List = %v, %v", list, err)
 	}
 
 	done, failed := make(chan struct{}), make(chan error, 1)
@@ -401,23 +359,19 @@ func readOnly(dir string) int {
 	}()
 	for n := 3; n <= 302; n++ {
 		if n%10 == 0 {
-			flag := uintptr(0)
-			if n%20 == 0 {
-				flag = syscall.MS_RDONLY
-			}
-			if err := remount(a, flag); err != nil {
-				return complain("%v", err)
+			if err := systest.Remount(a, n%20 == 0); err != nil {
+				return err
 			}
 		}
 		if err := j.Write(ctx, item, generation(n, n*37%9000), 0); err != nil {
-			return complain("%v", err)
+			return err
 		}
 	}
 	close(done)
 	if err := <-failed; err != nil {
-		return complain("%v", err)
+		return err
 	}
-	return 0
+	return nil
 }
 
 // A directory that does not let a file be made or removed, with a file that can be written to.
@@ -425,22 +379,22 @@ func TestReadOnlyDirectory(t *testing.T) {
 	dir := t.TempDir()
 	write(t, open(t, filepath.Join(dir, "journal")), item, generation(1, 8))
 	chmod(t, filepath.Join(dir, "journal"), 0o500)
-	cmd := child(t, "another user", dir)
-	inNamespace(cmd, 1000) // root, even of a namespace, may do anything
-	run(t, cmd)
+	// Root, even of a namespace, may do anything.
+	systest.RunInNamespace(t, roles.Command(t, "another user", dir), 1000)
 	wantGeneration(t, open(t, filepath.Join(dir, "journal")), item, 0)
 }
 
-func anotherUser(dir string) int {
+func anotherUser(args []string) error {
+	dir := args[0]
 	ctx := context.Background()
 	dir = filepath.Join(dir, "journal")
 	j, err := newJournal(dir)
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	other, err := newJournal(dir)
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	for _, s := range []struct {
 		what string
@@ -456,15 +410,15 @@ func anotherUser(dir string) int {
 		{"is durable", checkGeneration(other, item, 0)},
 	} {
 		if s.err != nil {
-			return complain("%s: %v", s.what, s.err)
+			return fmt.Errorf("%s: %v", s.what, s.err)
 		}
 	}
 	data, err := os.ReadFile(filepath.Join(dir, itemFile))
 	if err != nil || strings.Contains(string(data), "00000") || strings.Contains(string(data), "sealed") {
-		return complain("the records are still in the file: %v", err)
+		return fmt.Errorf("the records are still in the file: %v", err)
 	}
 	if d, err := j.Check(ctx); d != "" || !errors.Is(err, syscall.EACCES) {
-		return complain("Check = %q, %v", d, err)
+		return fmt.Errorf("Check = %q, %v", d, err)
 	}
-	return 0
+	return nil
 }
