@@ -6,47 +6,22 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/file"
 )
 
-// roles are what this test binary does as a child process of a test, with a directory; what it returns is its exit
-// status.
-var roles = map[string]func(dir string) int{}
-
-const roleVar = "CREDPROXY_TEST_ROLE"
+// roles are what a child process does in the directory args[0]; a file for one system adds its own.
+var roles = systest.Roles{}
 
 func TestMain(m *testing.M) {
-	if role := os.Getenv(roleVar); role != "" {
-		os.Exit(roles[role](os.Getenv("CREDPROXY_TEST_DIR")))
-	}
+	roles.Play()
 	os.Exit(m.Run())
-}
-
-// child is this test binary in one of its roles.
-func child(t *testing.T, role, dir string) *exec.Cmd {
-	t.Helper()
-	if roles[role] == nil {
-		t.Fatalf("no role %q", role)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), self)
-	cmd.Env = append(os.Environ(), roleVar+"="+role, "CREDPROXY_TEST_DIR="+dir)
-	return cmd
-}
-
-func complain(format string, args ...any) int {
-	fmt.Fprintf(os.Stderr, format+"\n", args...)
-	return 1
 }
 
 // item is the item of most tests; its file is items/svc/acme%3adefault.age.

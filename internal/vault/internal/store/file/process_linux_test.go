@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/internal/vault/internal/secret"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/file"
@@ -27,29 +28,6 @@ func init() {
 	roles["damaged, read-only"] = damagedReadOnly
 }
 
-// inNamespace gives the child a user and mount namespace of its own, where anybody may mount; the mounts go with it.
-func inNamespace(cmd *exec.Cmd) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-	}
-}
-
-func run(t *testing.T, cmd *exec.Cmd, options ...func(*exec.Cmd)) {
-	t.Helper()
-	for _, o := range options {
-		o(cmd)
-	}
-	out, err := cmd.CombinedOutput()
-	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EACCES) {
-		t.Fatalf("this test needs a user namespace of its own: run as root, or set the sysctls kernel.unprivileged_userns_clone=1 and user.max_user_namespaces above 0: %v", err)
-	}
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-}
-
 // Processes that find no key make one together, not one each.
 func TestProcessesMakeOneKey(t *testing.T) {
 	for range 5 {
@@ -57,7 +35,7 @@ func TestProcessesMakeOneKey(t *testing.T) {
 		const n = 4
 		var cmds []*exec.Cmd
 		for range n {
-			cmd := child(t, "write an item", dir)
+			cmd := roles.Command(t, "write an item", dir)
 			cmd.Stderr = os.Stderr
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
@@ -80,16 +58,17 @@ func TestProcessesMakeOneKey(t *testing.T) {
 	}
 }
 
-func writeAnItem(dir string) int {
+func writeAnItem(args []string) error {
+	dir := args[0]
 	s, err := file.Open(file.Options{Dir: dir})
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	account := strconv.Itoa(os.Getpid())
 	if err := s.Write(context.Background(), store.Item{Service: "svc", Account: account}, secret.New("of "+account)); err != nil {
-		return complain("%v", err)
+		return err
 	}
-	return 0
+	return nil
 }
 
 // Whenever a writer is killed, the item is the old or the new one, whole.
@@ -98,7 +77,7 @@ func TestKill(t *testing.T) {
 	s := openFile(t, dir)
 	write(t, s, item, "0 ")
 	for range 25 {
-		cmd := child(t, "write for ever", dir)
+		cmd := roles.Command(t, "write for ever", dir)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -135,16 +114,17 @@ func TestKill(t *testing.T) {
 	}
 }
 
-func writeForEver(dir string) int {
+func writeForEver(args []string) error {
+	dir := args[0]
 	s, err := file.Open(file.Options{Dir: dir})
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	for n := 1; ; n++ {
 		number := strconv.Itoa(n * 997)
 		value := number + " " + strings.Repeat(number, n*997%5000)
 		if err := s.Write(context.Background(), item, secret.New(value)); err != nil {
-			return complain("%v", err)
+			return err
 		}
 		if n == 1 {
 			fmt.Print(".")
@@ -152,131 +132,120 @@ func writeForEver(dir string) int {
 	}
 }
 
-func TestFullDisk(t *testing.T) { run(t, child(t, "fill the disk", t.TempDir()), inNamespace) }
+func TestFullDisk(t *testing.T) {
+	systest.RunInNamespace(t, roles.Command(t, "fill the disk", t.TempDir()), 0)
+}
 
-func fillTheDisk(dir string) int {
+func fillTheDisk(args []string) error {
+	dir := args[0]
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=256k,mode=0700"); err != nil {
-		return complain("mount a tmpfs: %v", err)
+		return fmt.Errorf("mount a tmpfs: %v", err)
 	}
 	ctx := context.Background()
 	s, err := file.Open(file.Options{Dir: filepath.Join(dir, "store")})
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	if err := s.Write(ctx, item, secret.New("old")); err != nil {
-		return complain("%v", err)
+		return err
 	}
 	large := secret.New(strings.Repeat("x", 200<<10))
 	if err := s.Write(ctx, store.Item{Service: "svc", Account: "ballast"}, large); err != nil {
-		return complain("%v", err)
+		return err
 	}
 	err = s.Write(ctx, item, large)
 	if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), filepath.Join(dir, "store", itemPath)) {
-		return complain("on a full disk: %v", err)
+		return fmt.Errorf("on a full disk: %v", err)
 	}
 	if v, err := s.Read(ctx, item); err != nil || v.Reveal() != "old" {
-		return complain("the old value: %v", err)
+		return fmt.Errorf("the old value: %v", err)
 	}
 	if err := s.Delete(ctx, store.Item{Service: "svc", Account: "ballast"}); err != nil {
-		return complain("%v", err)
+		return err
 	}
 	if err := s.Write(ctx, item, large); err != nil {
-		return complain("with room again: %v", err)
+		return fmt.Errorf("with room again: %v", err)
 	}
-	return 0
+	return nil
 }
 
 func TestReadOnlyDirectory(t *testing.T) {
 	dir := newDir(t)
 	write(t, openFile(t, dir), item, "old")
-	run(t, child(t, "read-only", dir), inNamespace)
+	systest.RunInNamespace(t, roles.Command(t, "read-only", dir), 0)
 	wantValue(t, openFile(t, dir), item, "old")
 	if err := os.Remove(filepath.Join(dir, "key.id")); err != nil { // as in a backup that somebody made by hand
 		t.Fatal(err)
 	}
-	run(t, child(t, "read-only", dir), inNamespace)
+	systest.RunInNamespace(t, roles.Command(t, "read-only", dir), 0)
 }
 
 func TestDamagedFileThatCannotBeRenamed(t *testing.T) {
 	dir := newDir(t)
 	write(t, openFile(t, dir), item, "v")
-	run(t, child(t, "damaged, read-only", dir), inNamespace)
+	systest.RunInNamespace(t, roles.Command(t, "damaged, read-only", dir), 0)
 }
 
-func mountReadOnly(dir string) error {
-	if err := syscall.Mount(dir, dir, "", syscall.MS_BIND, ""); err != nil {
-		return fmt.Errorf("bind: %w", err)
-	}
-	// The flags that the file system has already cannot be taken away in a user namespace.
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return err
-	}
-	kept := uintptr(st.Flags) & (syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC | syscall.MS_NOATIME | syscall.MS_NODIRATIME)
-	if err := syscall.Mount("", dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY|syscall.MS_RELATIME|kept, ""); err != nil {
-		return fmt.Errorf("remount read-only: %w", err)
-	}
-	return nil
-}
-
-func readOnly(dir string) int {
+func readOnly(args []string) error {
+	dir := args[0]
 	ctx := context.Background()
 	s, err := file.Open(file.Options{Dir: dir})
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	// Whoever asks whether a new token would be safe must not be told that by the directory above.
 	logins := filepath.Join(dir, "items", store.ServiceLogins)
 	if err := s.Write(ctx, store.Item{Service: store.ServiceLogins, Account: "acme:default"}, secret.New("v")); err != nil {
-		return complain("%v", err)
+		return err
 	}
-	if err := mountReadOnly(logins); err != nil {
-		return complain("%v", err)
+	if err := systest.MountReadOnly(logins); err != nil {
+		return err
 	}
 	if err := s.Check(ctx); !errors.Is(err, syscall.EROFS) || !strings.Contains(err.Error(), logins) {
-		return complain("Check where the logins are read-only: %v", err)
+		return fmt.Errorf("Check where the logins are read-only: %v", err)
 	}
-	if err := mountReadOnly(dir); err != nil {
-		return complain("%v", err)
+	if err := systest.MountReadOnly(dir); err != nil {
+		return err
 	}
 	for name, err := range map[string]error{
 		"Write":  s.Write(ctx, item, secret.New("new")),
 		"Delete": s.Delete(ctx, item),
 	} {
 		if !errors.Is(err, syscall.EROFS) || !strings.Contains(err.Error(), filepath.Join(dir, itemPath)) {
-			return complain("%s: %v", name, err)
+			return fmt.Errorf("%s: %v", name, err)
 		}
 	}
 	if err := s.Check(ctx); !errors.Is(err, syscall.EROFS) {
-		return complain("Check: %v", err)
+		return fmt.Errorf("Check: %v", err)
 	}
 	if _, err := s.Sealer(ctx); err != nil {
-		return complain("Sealer: %v", err)
+		return fmt.Errorf("Sealer: %v", err)
 	}
 	for range 2 {
 		if v, err := s.Read(ctx, item); err != nil || v.Reveal() != "old" {
-			return complain("Read: %v", err)
+			return fmt.Errorf("Read: %v", err)
 		}
 	}
-	return 0
+	return nil
 }
 
-func damagedReadOnly(dir string) int {
+func damagedReadOnly(args []string) error {
+	dir := args[0]
 	path := filepath.Join(dir, itemPath)
 	if err := os.WriteFile(path, []byte("damaged"), 0o600); err != nil {
-		return complain("%v", err)
+		return err
 	}
-	if err := mountReadOnly(dir); err != nil {
-		return complain("%v", err)
+	if err := systest.MountReadOnly(dir); err != nil {
+		return err
 	}
 	s, err := file.Open(file.Options{Dir: dir})
 	if err != nil {
-		return complain("%v", err)
+		return err
 	}
 	for range 2 {
 		if _, err := s.Read(context.Background(), item); !errors.Is(err, store.ErrDamaged) || !strings.Contains(err.Error(), path) {
-			return complain("Read: %v", err)
+			return fmt.Errorf("Read: %v", err)
 		}
 	}
-	return 0
+	return nil
 }
