@@ -5,37 +5,35 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/filelock"
 )
 
-const dirVar = "CREDPROXY_TEST_LOCK_DIR"
-
 var item = store.Item{Service: "svc", Account: "acme:default"}
 
-// As a child, the test binary takes the lock, says so, and waits to be killed.
-func TestMain(m *testing.M) {
-	if dir := os.Getenv(dirVar); dir != "" {
-		root, err := os.OpenRoot(dir)
-		var unlock func()
-		if err == nil {
-			unlock, err = filelock.Lock(context.Background(), root, item)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		fmt.Print(".")
-		_, _ = os.Stdin.Read(make([]byte, 1))
-		unlock()
-		os.Exit(0)
+var roles = systest.Roles{"lock": func(args []string) error { // in the directory args[0]; it says so, and waits to be killed
+	root, err := os.OpenRoot(args[0])
+	if err != nil {
+		return err
 	}
+	unlock, err := filelock.Lock(context.Background(), root, item)
+	if err != nil {
+		return err
+	}
+	fmt.Println("locked")
+	systest.AwaitEnd()
+	unlock()
+	return nil
+}}
+
+func TestMain(m *testing.M) {
+	roles.Play()
 	os.Exit(m.Run())
 }
 
@@ -69,31 +67,13 @@ func wantBusy(t *testing.T, root *os.Root, it store.Item) {
 
 func TestLockDiesWithItsProcess(t *testing.T) {
 	root := openRoot(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), self)
-	cmd.Env = append(os.Environ(), dirVar+"="+root.Name())
-	cmd.Stderr = os.Stderr
-	if _, err := cmd.StdinPipe(); err != nil { // it waits for its end
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := out.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
+	p := roles.Start(t, nil, "lock", root.Name())
+	p.Line(t)
 	wantBusy(t, root, item)
-	if err := cmd.Process.Kill(); err != nil {
+	if err := p.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = cmd.Wait()
+	_ = p.End()
 	mustLock(t, root, item)()
 }
 

@@ -1,7 +1,6 @@
 package peerlock_test
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -10,28 +9,22 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
 	"github.com/credproxy/credproxy/internal/vault/internal/store/keyring/peerlock"
 )
 
-// roleVar has the test binary be another process of a test: "hold ROLE" or "rounds ROLE".
-const roleVar = "CREDPROXY_TEST_PEERLOCK"
+// roles has another process of a test: "hold" or "rounds", and who takes the lock.
+var roles = systest.Roles{"lock": child}
 
 var login = store.Item{Service: store.ServiceLogins, Account: "acme:default"}
 
 func TestMain(m *testing.M) {
-	if role := strings.Fields(os.Getenv(roleVar)); len(role) > 0 {
-		if err := child(role); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	roles.Play()
 	os.Exit(m.Run())
 }
 
@@ -131,15 +124,10 @@ func isolate(t *testing.T) (home, oldLock, newLock string) {
 	return home, filepath.Join(home, ".llxprt", "oauth", "locks", "acme-refresh.lock"), filepath.Join(home, "log", "oauth", "locks", "acme-refresh.lock")
 }
 
-// run starts the test binary as another process.
-func run(t *testing.T, role string) *exec.Cmd {
+// run is another process, which the caller starts.
+func run(t *testing.T, what, role string) *exec.Cmd {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), self)
-	cmd.Env = append(os.Environ(), roleVar+"="+role)
+	cmd := roles.Command(t, "lock", what, role)
 	cmd.Stderr = os.Stderr
 	return cmd
 }
@@ -147,21 +135,11 @@ func run(t *testing.T, role string) *exec.Cmd {
 // hold starts a process that has the lock when hold returns.
 func hold(t *testing.T, role string) *exec.Cmd {
 	t.Helper()
-	cmd := run(t, "hold "+role)
-	if _, err := cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
+	p := roles.Start(t, nil, "lock", "hold", role)
+	if line := p.Line(t); line != "held" {
+		t.Fatalf("%s does not get the lock: %q", role, line)
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "held\n" {
-		t.Fatalf("%s does not get the lock: %q, %v", role, line, err)
-	}
-	return cmd
+	return p.Cmd
 }
 
 // mustLock takes the lock, in less time than the older version needs to break one.

@@ -28,7 +28,7 @@ func TestEveryoneWaitsForEveryone(t *testing.T) {
 		t.Run(tt.holder+" "+tt.waiter, func(t *testing.T) {
 			isolate(t)
 			holder := hold(t, tt.holder)
-			waiter := run(t, "hold "+tt.waiter)
+			waiter := run(t, "hold", tt.waiter)
 			stdin, err := waiter.StdinPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -105,7 +105,7 @@ func TestNeverTwo(t *testing.T) {
 					life := 300 * time.Millisecond // of a process at most; longer and longer where nobody gets anything done in it
 					for !over.Load() {
 						before := rounds()
-						cmd := run(t, "rounds "+role)
+						cmd := run(t, "rounds", role)
 						cmd.Stdin = goOn
 						out, err := cmd.StdoutPipe()
 						if err == nil {
