@@ -183,7 +183,7 @@ func look(dir *os.Root, name string) (*seen, error) {
 
 // stale reports whether the lock's owner is gone for certain, or, where that cannot be told, is by the older version's
 // measure. What another machine's process holds is never stale: nobody here can know. ages says that it is in a place of the older
-// version's.
+// version's. There what may not be read is no half of a record, and has its 30 s.
 func (s *seen) stale(now time.Time, ages bool) bool {
 	switch s.form {
 	case ownerForm:
@@ -197,7 +197,7 @@ func (s *seen) stale(now time.Time, ages bool) bool {
 		return now.Sub(stamp) > old || s.ownerGone()
 	}
 	limit := old
-	if ages {
+	if ages && s.content != nil {
 		limit = unwritten
 	}
 	return now.Sub(s.info.ModTime()) > limit

@@ -204,6 +204,16 @@ func TestUnreadable(t *testing.T) {
 			wantBusy(t, newLock)
 		})
 	}
+	// What nobody here may read, or is no file, may be whole.
+	_, oldLock, _ := isolate(t)
+	synctest.Test(t, func(t *testing.T) {
+		plant(t, oldLock, "", 0)
+		err := errors.Join(os.Remove(oldLock), unix.Mkfifo(oldLock, 0o600), os.Chtimes(oldLock, time.Time{}, time.Now().Add(-25*time.Second)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantBusy(t, oldLock)
+	})
 }
 
 func TestLiveFenceIsHonoured(t *testing.T) {
