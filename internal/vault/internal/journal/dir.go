@@ -166,8 +166,9 @@ func (j *Journal) writeIn(i int, seq uint64, e entry, room int) error {
 	return j.rebuild(root, name, "", encode(size, seq, payload))
 }
 
-// Reserved reports whether an answer of room bytes has its place on disk already: the login's file can be written, and is large
-// enough. Then no disk is too full for it, though [Journal.Check] may say that nothing new can be written.
+// Reserved reports whether an answer of room bytes has its place on disk already: the login's file is large enough, and can be
+// written where it is. Then no disk is too full for it, though [Journal.Check] may say that nothing new can be written. It tries,
+// for not every file system writes in place, so the caller has the login's lock.
 func (j *Journal) Reserved(it store.Item, room int) bool {
 	s, err := j.newest(it)
 	if err != nil || s.seq == 0 || s.sum == inMemory {
@@ -187,11 +188,7 @@ func (j *Journal) Reserved(it store.Item, room int) bool {
 	if size := halfFor(len(payload) + 1024 + roomFor(room)); err != nil || size == 0 || !is.sized || is.half < size {
 		return false
 	}
-	f, _, err := open(root, name, os.O_RDWR)
-	if err != nil {
-		return false
-	}
-	return f.Close() == nil
+	return writeInPlace(root, name, is, max(s.seq, uint64(time.Now().UnixMicro()))+1, payload) == nil
 }
 
 // writeInPlace writes the half that is not the newest.

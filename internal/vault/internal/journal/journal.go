@@ -107,8 +107,8 @@ type Record struct {
 	Sealed      []byte // from [Journal.Seal]: an answer that the store does not have yet; nil: none
 }
 
-// Journal is safe for concurrent use, and several processes may have the same directories. Who calls Write or Remove has the
-// login's lock. It keeps no file open between calls.
+// Journal is safe for concurrent use, and several processes may have the same directories. Who calls Write, Remove or
+// Reserved has the login's lock. It keeps no file open between calls.
 type Journal struct {
 	dirs   []string
 	sweeps []sync.Once // of temporary files that killed processes left, with the first write to a directory

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/internal/vault/internal/journal"
 	"github.com/credproxy/credproxy/internal/vault/internal/store"
@@ -171,6 +173,16 @@ func TestFullDisk(t *testing.T) {
 	systest.RunInNamespace(t, roles.Command(t, "fill the disk", t.TempDir()), 0)
 }
 
+// punch makes a hole in a file.
+func punch(path string, at, size int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, size)
+	return errors.Join(err, f.Close())
+}
+
 func fillTheDisk(args []string) error {
 	dir := args[0]
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=512k,mode=0700"); err != nil {
@@ -186,13 +198,17 @@ func fillTheDisk(args []string) error {
 	if err != nil {
 		return err
 	}
-	begun, late, broken, leaving := item, login("late:a"), login("broken:a"), login("leaving:a")
-	for n, it := range []store.Item{begun, broken, leaving} {
+	begun, late, broken, leaving, sparse := item, login("late:a"), login("broken:a"), login("leaving:a"), login("sparse:a")
+	for n, it := range []store.Item{begun, broken, leaving, sparse} {
 		if err := j.Write(ctx, it, generation(n+1, 8), 9000); err != nil {
 			return err
 		}
 	}
 	if err := os.WriteFile(filepath.Join(dir, "broken%3aa.journal"), []byte(strings.Repeat("x", 2*half)), 0o600); err != nil {
+		return err
+	}
+	// The place in it is none, as on file systems that never write in place.
+	if err := punch(filepath.Join(dir, "sparse%3aa.journal"), half, half); err != nil {
 		return err
 	}
 	ballast, err := os.Create(filepath.Join(dir, "ballast"))
@@ -225,6 +241,10 @@ func fillTheDisk(args []string) error {
 		{"the one before is on disk", checkGeneration(other, begun, 4)},
 		{"a damaged file's blocks are used", j.Write(ctx, broken, generation(7, 9000), 0)},
 		{"which is durable", checkGeneration(other, broken, 7)},
+		{"what could be read is still there", checkGeneration(other, sparse, 4)},
+	}
+	if !j.Reserved(leaving, 9000) || j.Reserved(sparse, 9000) {
+		return errors.New("Reserved: one login's file has its blocks, and the other's has not")
 	}
 	for _, s := range steps {
 		if s.err != nil {
@@ -234,10 +254,10 @@ func fillTheDisk(args []string) error {
 	if d, err := j.Check(ctx); d != "" || !errors.Is(err, syscall.ENOSPC) {
 		return fmt.Errorf("Check = %q, %v", d, err)
 	}
-	if list, err := j.List(ctx); err != nil || len(list) != 4 {
+	if list, err := j.List(ctx); err != nil || len(list) != 5 {
 		return fmt.Errorf("List = %v, %v", list, err)
 	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 4 {
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 5 {
 		return fmt.Errorf("left: %v, %v", entries, err)
 	}
 	for _, s := range []struct {

@@ -101,6 +101,13 @@ func (c *Coordinator) Safe(ctx context.Context) (bool, error) {
 // Reserved reports whether the answer to a refresh of the login has its place in the journal already, so that it would be safe even
 // if nothing new can be written.
 func (c *Coordinator) Reserved(ctx context.Context, it store.Item) bool {
+	wait, cancel := context.WithTimeout(ctx, lockLimit)
+	defer cancel()
+	unlock, err := c.o.Store.Lock(wait, it)
+	if err != nil {
+		return false
+	}
+	defer unlock()
 	g, err := c.read(ctx, it)
 	if err != nil {
 		return false
