@@ -14,7 +14,7 @@ import (
 
 const (
 	exchangeLimit = 45 * time.Second // above the provider package's own limits of a request
-	storeLimit    = 60 * time.Second // above the wait for the login's lock
+	storeLimit    = 90 * time.Second // above the wait for the login's lock
 )
 
 // phase is how far a session is. It only grows.

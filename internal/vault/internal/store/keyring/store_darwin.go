@@ -41,7 +41,7 @@ func security(ctx context.Context, within time.Duration, stdin string, args ...s
 	case err == nil:
 		return out.String(), errOut.String(), nil
 	case limited.Err() != nil:
-		return "", "", ended(ctx, limited.Err(), limit)
+		return "", "", ended(ctx, limited.Err(), within)
 	case !exited:
 		return "", "", fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
