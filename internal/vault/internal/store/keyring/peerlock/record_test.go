@@ -359,4 +359,7 @@ func wantBusy(t *testing.T, path string) {
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "lock "+path+": ") {
 		t.Errorf("Refresh: %v, want that %s is taken", err, path)
 	}
+	if _, err := os.Lstat(path); err != nil { // who takes a lock over and has no time left to make sure of it is busy, too
+		t.Errorf("it was taken away: %v", err)
+	}
 }
