@@ -18,11 +18,6 @@ import (
 	"github.com/credproxy/credproxy/internal/vault/internal/refresh"
 )
 
-func init() {
-	roles["refresh one after the other"] = refreshAll
-	roles["many ask at once"] = askAtOnce
-}
-
 // child is this test binary as a process of its own. Its standard output is lines for the test, each written at once; it waits
 // for the test by reading a byte.
 type child struct {
@@ -34,16 +29,11 @@ type child struct {
 
 func startChild(t testing.TB, do task) *child {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	text, err := json.Marshal(do)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &child{cmd: exec.Command(self)}
-	c.cmd.Env = append(os.Environ(), taskVar+"="+string(text))
+	c := &child{cmd: roles.Command(t, do.Role, string(text))}
 	c.cmd.Stderr = &c.stderr
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)

@@ -11,9 +11,9 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/credproxy/credproxy/internal/oauthtest"
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	"github.com/credproxy/credproxy/internal/vault/internal/journal"
 	"github.com/credproxy/credproxy/internal/vault/internal/refresh"
@@ -34,20 +34,11 @@ func inNamespace(t *testing.T) bool {
 	}
 	cmd := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.parallel=10", "-test.timeout=4m") // they wait most of the time
 	cmd.Env = append(os.Environ(), namespaceVar+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		Pdeathsig:   syscall.SIGKILL, // a test that ends in a panic cleans up nothing
-	}
-	runtime.LockOSThread() // whose end is what Pdeathsig looks at
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test that ends in a panic cleans up nothing
+	runtime.LockOSThread()                                             // whose end is what Pdeathsig looks at
 	defer runtime.UnlockOSThread()
-	out, err := cmd.CombinedOutput()
-	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EACCES) {
-		t.Fatalf("this test needs a user namespace of its own: run as root, or set the sysctls kernel.unprivileged_userns_clone=1 and user.max_user_namespaces above 0: %v", err)
-	}
-	if err != nil || !strings.Contains(string(out), "PASS") {
-		t.Fatalf("in the namespace: %v\n%s", err, out)
+	if out := systest.RunInNamespace(t, cmd, 0); !strings.Contains(out, "PASS") {
+		t.Fatalf("in the namespace:\n%s", out)
 	}
 	return false
 }
@@ -88,15 +79,8 @@ func fill(t *testing.T, disk string) (mend func()) {
 // mountReadOnly covers the disk with a read-only view of it; files that are open stay as they are. mend takes it away.
 func mountReadOnly(t *testing.T, disk string) (mend func()) {
 	t.Helper()
-	if err := syscall.Mount(disk, disk, "", syscall.MS_BIND, ""); err != nil {
-		t.Fatalf("bind: %v", err)
-	}
-	err := syscall.EBUSY // as long as a process, which may be working meanwhile, has a file of it open for writing
-	for until := time.Now().Add(time.Minute); err == syscall.EBUSY && time.Now().Before(until); runtime.Gosched() {
-		err, _ = syscall.Mount("", disk, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY|syscall.MS_RELATIME, "").(syscall.Errno)
-	}
-	if err != 0 {
-		t.Fatalf("remount read-only: %v", err)
+	if err := systest.MountReadOnly(disk); err != nil {
+		t.Fatal(err)
 	}
 	mend = sync.OnceFunc(func() {
 		if err := syscall.Unmount(disk, syscall.MNT_DETACH); err != nil {

@@ -1,7 +1,6 @@
 package refresh_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/credproxy/credproxy/internal/config"
 	"github.com/credproxy/credproxy/internal/oauthtest"
+	"github.com/credproxy/credproxy/internal/systest"
 	"github.com/credproxy/credproxy/internal/vault/internal/grant"
 	"github.com/credproxy/credproxy/internal/vault/internal/journal"
 	"github.com/credproxy/credproxy/internal/vault/internal/provider"
@@ -305,22 +305,7 @@ func (p *process) momentAgo(t testing.TB, it store.Item) {
 }
 
 // logged is a log that can be read while it is written.
-type logged struct {
-	mu   sync.Mutex // guards text
-	text bytes.Buffer
-}
-
-func (l *logged) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
+type logged struct{ systest.Buffer }
 
 // says reports whether one line of the log has all the words.
 func (l *logged) says(words ...string) bool {

@@ -2,14 +2,14 @@ package refresh_test
 
 import (
 	"encoding/json"
-	"fmt"
-	"os"
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
-// task is what a child process is to do. It goes to it in JSON, in the environment; there is no secret in it.
+// task is what a child process is to do. It goes to it in JSON; there is no secret in it.
 type task struct {
 	Role    string
 	Place   place
@@ -18,23 +18,23 @@ type task struct {
 	Number  int      // how many goroutines ask
 }
 
-// roles are what this test binary does as a child process of a test.
-var roles = map[string]func(task) error{}
+var roles = systest.Roles{
+	"refresh one after the other": given(refreshAll),
+	"many ask at once":            given(askAtOnce),
+}
 
-const taskVar = "CREDPROXY_TEST_TASK"
+// given is a role whose argument is its task.
+func given(role func(task) error) func(args []string) error {
+	return func(args []string) error {
+		var do task
+		if err := json.Unmarshal([]byte(args[0]), &do); err != nil {
+			return err
+		}
+		return role(do)
+	}
+}
 
 func TestMain(m *testing.M) {
-	if text := os.Getenv(taskVar); text != "" {
-		var do task
-		err := json.Unmarshal([]byte(text), &do)
-		if err == nil {
-			err = roles[do.Role](do)
-		}
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "child %q: %v\n", do.Role, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	roles.Play()
 	goleak.VerifyTestMain(m)
 }
