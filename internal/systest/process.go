@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Roles are what the test binary does as a child process, by name. The first of its arguments is the name, the rest are args.
@@ -108,9 +109,10 @@ func (p *Process) Say(t testing.TB, line string) {
 }
 
 // End ends the child's standard input and waits for the child. It returns why it failed, if it did: an *exec.ExitError, with
-// what it wrote to its standard error. Only the first call waits.
+// what it wrote to its standard error. One that goes on for a minute is killed. Only the first call waits.
 func (p *Process) End() error {
 	_ = p.stdin.Close()
+	defer time.AfterFunc(patience, func() { _ = p.Process.Kill() }).Stop()
 	if err := p.Wait(); err != nil {
 		return fmt.Errorf("%w\n%s", err, &p.errors)
 	}
