@@ -172,10 +172,7 @@ func startAsker(t *testing.T, reply func(shown string) string, command ...string
 	}
 	a := &asking{t: t, grown: make(chan struct{}, 1), reply: reply}
 	var slave *os.File
-	if a.master, slave, err = systest.OpenPTY(); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
+	if a.master, slave, err = systest.OpenPTY(24, 80); err != nil {
 		t.Fatal(err)
 	}
 	toldR, toldW, err := os.Pipe()

@@ -19,12 +19,8 @@ func onTerminal(t *testing.T, rows uint16) (f *face, master *os.File, screen fun
 	t.Helper()
 	t.Setenv("TERM", "xterm")
 	t.Setenv("NO_COLOR", "")
-	master, slave, err := systest.OpenPTY()
+	master, slave, err := systest.OpenPTY(rows, 80)
 	if err != nil {
-		t.Fatal(err)
-	}
-	size := unix.Winsize{Row: rows, Col: 80}
-	if err := unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &size); err != nil {
 		t.Fatal(err)
 	}
 	shown := newLogBuffer()

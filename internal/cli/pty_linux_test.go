@@ -29,7 +29,7 @@ func typing(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || at < 1 || at+1 >= len(args) {
 		ts.Fatalf("usage: typing STATUS PROMPT=ANSWER… -- COMMAND…")
 	}
-	master, slave, err := systest.OpenPTY()
+	master, slave, err := systest.OpenPTY(0, 0)
 	ts.Check(err)
 	defer master.Close()
 	cmd := command(ts, args[at+1:])

@@ -18,7 +18,7 @@ import (
 // onTerminal starts argv as process 1 on a terminal of its own, as an engine does it. What is typed is written to keys.
 func onTerminal(t *testing.T, argv ...string) (b *box, keys *os.File) {
 	t.Helper()
-	master, slave, err := systest.OpenPTY()
+	master, slave, err := systest.OpenPTY(0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func init() {
@@ -43,11 +45,14 @@ func TestRunInNamespace(t *testing.T) {
 }
 
 func TestOpenPTY(t *testing.T) {
-	master, slave, err := OpenPTY()
+	master, slave, err := OpenPTY(24, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer master.Close()
+	if size, err := unix.IoctlGetWinsize(int(slave.Fd()), unix.TIOCGWINSZ); err != nil || size.Row != 24 || size.Col != 100 {
+		t.Errorf("size %+v, %v", size, err)
+	}
 	if _, err := slave.WriteString("to the screen\n"); err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,7 +12,7 @@ import (
 	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // terminal is a command on a terminal of its own, of which the test is the other end. What it shows is in stdout.
@@ -28,7 +27,7 @@ type terminal struct {
 // onTerminal starts a prepared command on a new terminal, as its session's leader.
 func (h *host) onTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
 	t.Helper()
-	master, slave, err := openPTY()
+	master, slave, err := systest.OpenPTY(24, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,24 +131,4 @@ func stateOf(pid int) (state string) {
 	_, rest, _ := strings.Cut(string(b), ") ") // the name may have blanks
 	state, _, _ = strings.Cut(rest, " ")
 	return state
-}
-
-func openPTY() (master, slave *os.File, err error) {
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	master = os.NewFile(uintptr(fd), "/dev/ptmx")
-	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-	if err = errors.Join(err, unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)); err == nil {
-		slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
-	}
-	if err == nil {
-		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 100})
-	}
-	if err != nil {
-		master.Close()
-		return nil, nil, err
-	}
-	return master, slave, nil
 }

@@ -12,14 +12,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/credproxy/credproxy/internal/oauthtest"
+	"github.com/credproxy/credproxy/internal/systest"
 )
 
 // The size of the terminal.
@@ -127,7 +125,7 @@ token_url = "%s"
 		return "", err
 	}
 
-	master, slave, err := openTerminal()
+	master, slave, err := systest.OpenPTY(rows, columns)
 	if err != nil {
 		return "", err
 	}
@@ -231,29 +229,4 @@ func copyCode(ctx context.Context, t *stage) (string, error) {
 	}
 	code, err := t.server.Copy(ctx, address)
 	return "\x1b[200~" + code + "\x1b[201~\r", err
-}
-
-func openTerminal() (master, slave *os.File, err error) {
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	master = os.NewFile(uintptr(fd), "/dev/ptmx")
-	defer func() {
-		if err != nil {
-			_ = master.Close()
-		}
-	}()
-	if err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		return nil, nil, err
-	}
-	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-	if err != nil {
-		return nil, nil, err
-	}
-	if err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns}); err != nil {
-		return nil, nil, err
-	}
-	slave, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|syscall.O_NOCTTY, 0)
-	return master, slave, err
 }
