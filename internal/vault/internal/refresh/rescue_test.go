@@ -200,3 +200,34 @@ func hasField(g *grant.Grant, name string) bool {
 	}
 	return false
 }
+
+// Room for an answer is reserved with the login, for as long as that is there. Whether it still is, is tried by whoever has the lock.
+func TestReserved(t *testing.T) {
+	play(t, oauthtest.Options{}, func(t *testing.T, s *scene) {
+		a, g := s.begin()
+		if a.Reserved(t.Context(), s.it) {
+			t.Error("a login without a record")
+		}
+		a.Begin(t.Context(), s.it, g)
+		if !a.Reserved(t.Context(), s.it) || !s.process().Reserved(t.Context(), s.it) {
+			t.Error("a new login has no room")
+		}
+		s.renew(a)
+		unlock, err := s.store.Lock(t.Context(), s.it)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answered := make(chan bool)
+		go func() { answered <- a.Reserved(t.Context(), s.it) }()
+		synctest.Wait()
+		select {
+		case <-answered:
+			t.Error("it does not wait for the lock")
+		default:
+			unlock()
+			if !<-answered {
+				t.Error("a login that was refreshed has no room")
+			}
+		}
+	})
+}
