@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -48,16 +50,22 @@ func TestRemoveFails(t *testing.T) {
 // An engine that goes away leaves the container behind, and the command's own status is never taken for that.
 func TestEngineThatGoesAway(t *testing.T) {
 	gone, left := errors.New("cannot connect"), &Error{ErrLeft, "it", "still listed", ""}
-	r := &run{plan: plan{name: "credproxy-1-0123456789abcdef", engine: Engine{Kind: Docker}}}
+	const name = "credproxy-1-0123456789abcdef"
+	killed := exec.Command("/bin/sh", "-c", "kill -9 $$").Run()
 	for _, c := range []struct {
 		status int
+		client error
+		told   syscall.Signal
 		left   error
 		want   int
 		says   string
 	}{
-		{0, nil, 0, ""}, {ExitEngine, nil, ExitEngine, ""}, {0, gone, 0, ""}, {3, gone, 3, ""},
-		{0, left, ExitEngine, "still listed"}, {ExitEngine, gone, ExitEngine, r.plan.name + " may still run: cannot connect"},
+		{0, nil, 0, nil, 0, ""}, {ExitEngine, nil, 0, nil, ExitEngine, ""}, {0, nil, 0, gone, 0, ""}, {3, nil, 0, gone, 3, ""},
+		{0, nil, 0, left, ExitEngine, "still listed"}, {ExitEngine, nil, 0, gone, ExitEngine, name + " may still run: cannot connect"},
+		{137, killed, 0, nil, 137, ""}, {137, killed, 0, gone, ExitEngine, name + " may still run"},
+		{143, nil, syscall.SIGTERM, nil, 143, ""}, {143, nil, syscall.SIGTERM, gone, ExitEngine, name + " may still run"},
 	} {
+		r := &run{plan: plan{name: name, engine: Engine{Kind: Docker}}, proc: &process{err: c.client}, told: c.told}
 		status, err := r.leaving(c.status, c.left)
 		if status != c.want || (err != nil) != (c.says != "") || err != nil && !(errors.Is(err, ErrLeft) && strings.Contains(err.Error(), c.says)) {
 			t.Errorf("%d, %v: %d, %v", c.status, c.left, status, err)

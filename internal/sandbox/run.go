@@ -130,12 +130,12 @@ func (r *run) container(ctx context.Context, signals <-chan os.Signal) (status i
 }
 
 // leaving is the end of a run whose container could not be looked after for the reason left, or nil. A client that has failed as the
-// engine went away says nothing of the container, which goes on without credentials.
+// engine went away, or was ended, says nothing of the container, which goes on without credentials.
 func (r *run) leaving(status int, left error) (int, error) {
 	switch {
 	case errors.Is(left, ErrLeft):
 		return ExitEngine, left
-	case left != nil && status == ExitEngine:
+	case left != nil && (status == ExitEngine || r.told != 0 || signaled(r.proc.err)):
 		return ExitEngine, &Error{ErrLeft, "the container " + r.plan.name + " may still run", left.Error(),
 			"the next `credproxy run` removes it, once " + string(r.plan.engine.Kind) + " answers"}
 	}
