@@ -111,7 +111,7 @@ func (a *app) login(ctx context.Context, l login, o loginWishes) error {
 	err = h.Login(ctx, l.provider, l.bucket, vault.LoginOptions{Flow: o.wanted(p.Flows), Face: f})
 	f.rest()
 	if err != nil {
-		return notLoggedIn(err, h, l)
+		return notLoggedIn(err, h, l, o.flow)
 	}
 	fmt.Fprintf(a.stderr, "%s stored in the %s store as %s\n", a.paint(a.stderr).green("logged in:"), h.StoreName(), l.full())
 	return nil
@@ -187,7 +187,7 @@ func noFlow(have []string, flow string) error {
 
 // notLoggedIn says why a login on the host failed, in the words that a sandbox would see and with what is known only here, and
 // what to do.
-func notLoggedIn(err error, h *host, l login) error {
+func notLoggedIn(err error, h *host, l login, flow string) error {
 	if errors.Is(err, wire.ErrProviderNotFound) {
 		return unknownProvider(l.provider, h.config)
 	}
@@ -195,7 +195,7 @@ func notLoggedIn(err error, h *host, l login) error {
 	if advice == "" {
 		return err
 	}
-	f := &failure{err: errors.New(advice), hint: loginAgain(advice, l), status: exitFailed}
+	f := &failure{err: errors.New(advice), hint: loginAgain(advice, l, flow), status: exitFailed}
 	if none, ok := errors.AsType[*vault.NoFlowError](err); ok && len(none.Have) > 0 && none.Flow != "" {
 		return noFlow(none.Have, none.Flow)
 	}
@@ -208,7 +208,7 @@ func notLoggedIn(err error, h *host, l login) error {
 		return f
 	}
 	if advice = vault.LoginAdvice(asked); isPort {
-		f.err, f.hint = fmt.Errorf("the port %s is taken, and by another flow: %s", port.Address, inBrackets(advice, saidBy(asked))), loginAgain(advice, l)
+		f.err, f.hint = fmt.Errorf("the port %s is taken, and by another flow: %s", port.Address, inBrackets(advice, saidBy(asked))), loginAgain(advice, l, flow)
 	} else {
 		f.err = errors.New(inBrackets(advice, saidBy(asked)))
 	}
@@ -238,12 +238,16 @@ const (
 	saysNetwork = "the provider cannot be reached"
 )
 
-// loginAgain is the hint to a failure after which another login may go well, "" to others.
-func loginAgain(advice string, l login) string {
-	if strings.Contains(advice, "begin ") {
-		return "credproxy auth login " + l.String()
+// loginAgain is the hint to a failure after which another login may go well, by the flow that was asked for, "" to others.
+func loginAgain(advice string, l login, flow string) string {
+	if !strings.Contains(advice, "begin ") {
+		return ""
 	}
-	return ""
+	again := "credproxy auth login " + l.String()
+	if flow != "" {
+		again += " --flow " + flow
+	}
+	return again
 }
 
 // inBrackets puts a detail behind what a sentence says, before what it advises.

@@ -221,6 +221,9 @@ func noCommand(c *cobra.Command, args []string) error {
 		}
 		return usage("%s %s; did you mean %s?", what, quote(args[0]), near).about(c)
 	}
+	if c.HasParent() {
+		what += "; one of: " + listNames(c)
+	}
 	return usage("%s", what).about(c)
 }
 

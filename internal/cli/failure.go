@@ -201,7 +201,7 @@ func hintOf(err error) string {
 			return "is the proxy still running on the host? start the sandbox again with credproxy run, or credproxy serve" + ifHost
 		}
 	case errors.Is(err, wire.ErrUnauthorized):
-		return "the profile of this sandbox decides: on the host, see credproxy profile show"
+		return "the profile of this sandbox decides: on the host, see credproxy profile list"
 	case errors.Is(err, wire.ErrRateLimited):
 		return "wait a second; limits.requests_per_second in the configuration of the host sets the pace"
 	case errors.As(err, &bad):

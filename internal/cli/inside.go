@@ -71,14 +71,14 @@ func (a *app) loginInside(ctx context.Context, l login, o loginWishes) error {
 		err = begin(o.wanted(have))
 	}
 	if err != nil {
-		return notLoggedInInside(err, l)
+		return notLoggedInInside(err, l, o.flow)
 	}
 	fmt.Fprintf(a.stderr, "%s stored on the host as %s\n", a.paint(a.stderr).green("logged in:"), l.full())
 	return nil
 }
 
 // notLoggedInInside says what to do about a login that failed, where the error's own words do not.
-func notLoggedInInside(err error, l login) error {
+func notLoggedInInside(err error, l login, flow string) error {
 	crossing, ok := errors.AsType[*wire.Error](err)
 	if !ok {
 		return err
@@ -88,7 +88,7 @@ func notLoggedInInside(err error, l login) error {
 		if strings.Contains(crossing.Message, "credproxy auth login") {
 			return &failure{err: errors.New(crossing.Message), status: exitRefused} // it says all
 		}
-		return &failure{err: err, hint: "the host decides: log in there, with credproxy auth login " + l.String() + ", or see credproxy profile show there"}
+		return &failure{err: err, hint: "the host decides: log in there, with credproxy auth login " + l.String() + ", or see credproxy profile list there"}
 	case wire.CodeProviderNotFound:
 		return &failure{err: err, hint: "describe it on the host, in [providers." + shown(l.provider, "NAME") + "] of the configuration; credproxy providers there lists those that there are"}
 	case wire.CodeRateLimited:
@@ -99,7 +99,7 @@ func notLoggedInInside(err error, l login) error {
 	if have := flowsIn(err); len(have) > 0 {
 		return &failure{err: err, hint: flowFlags(have)}
 	}
-	if again := loginAgain(crossing.Message, l); again != "" {
+	if again := loginAgain(crossing.Message, l, flow); again != "" {
 		return &failure{err: err, hint: again}
 	}
 	return &failure{err: err, hint: "on the host, where more can be said: credproxy auth login " + l.String()}

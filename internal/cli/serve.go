@@ -133,7 +133,11 @@ func (a *app) startProxy(ctx context.Context, o proxyOptions) (*daemon.Proxy, *c
 		Ask: o.ask, AskByDefault: o.askByDefault, Notice: o.notice,
 	})
 	if err != nil {
-		return nil, nil, dirs, &failure{what: "starting the proxy", err: err, hint: "credproxy doctor says what is wrong and what to do"}
+		hint := "credproxy doctor says what is wrong and what to do"
+		if inside() { // where doctor has nothing to look at
+			hint = "this is a sandbox: run it on the host" + ifHost
+		}
+		return nil, nil, dirs, &failure{what: "starting the proxy", err: err, hint: hint}
 	}
 	return p, c, dirs, nil
 }
