@@ -141,8 +141,8 @@ func (s *Session) Finish(limit time.Duration) {
 	}
 }
 
-// look reports whether there is a connection whose program is gone and that has not been carried to its end, and how often Serve has come
-// round until now. When there is none, it sends Serve round once more. Before Serve there are none, each time.
+// look reports whether there is a connection whose program is gone and that has not been carried to its end, and how often Serve has
+// come round until now. When there is none, it sends Serve round once more. Before Serve there are none, each time.
 func (s *Session) look() (unsaid bool, round int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -177,8 +177,8 @@ func admit(ctx context.Context, ln *net.UnixListener) (*net.UnixConn, error) {
 	}
 }
 
-// attach reaches the proxy, at best by a connection of our own, which has so much time to prove what it is, else through the visitor. It
-// wipes h, and closes what it does not use.
+// attach reaches the proxy, at best by a connection of our own, which has so much time to prove what it is, else through the visitor.
+// It wipes h, and closes what it does not use.
 func attach(ctx context.Context, visitor net.Conn, h *bridge.Handover, direct time.Duration) (*bridge.Session, error) {
 	defer h.Wipe()
 	if c := dial(ctx, h.Addresses); c != nil {
