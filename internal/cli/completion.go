@@ -30,7 +30,10 @@ shell. To load it in every session:
   bash         source <(credproxy completion bash)            in ~/.bashrc
   zsh          source <(credproxy completion zsh)             in ~/.zshrc
   fish         credproxy completion fish | source             in config.fish
-  powershell   credproxy completion powershell | Out-String | Invoke-Expression`,
+  powershell   credproxy completion powershell | Out-String | Invoke-Expression
+
+bash needs the package bash-completion; zsh an earlier line in ~/.zshrc:
+autoload -U compinit; compinit`,
 		Args:              exactly("SHELL"),
 		ValidArgsFunction: cobra.FixedCompletions(shells, cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(c *cobra.Command, args []string) error {
