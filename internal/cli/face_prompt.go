@@ -134,15 +134,9 @@ func (h *hidden) changed() bool {
 	return err == nil && now.Lflag&unix.ECHO != 0
 }
 
-// foreground reports whether the terminal belongs to this job, as far as that can be told.
-func (h *hidden) foreground() bool {
-	group, err := unix.IoctlGetInt(int(h.in.Fd()), unix.TIOCGPGRP)
-	return err != nil || group == unix.Getpgrp()
-}
-
 // read returns what was typed, nothing after lookAgain. A terminal that belongs to another job is not read.
 func (h *hidden) read(buffer []byte) ([]byte, error) {
-	if !h.foreground() {
+	if !foreground(h.in) {
 		time.Sleep(lookAgain)
 		return nil, nil
 	}

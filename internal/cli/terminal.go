@@ -12,10 +12,17 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+
+// foreground reports whether the terminal belongs to this job, as far as that can be told.
+func foreground(terminal *os.File) bool {
+	group, err := unix.IoctlGetInt(int(terminal.Fd()), unix.TIOCGPGRP)
+	return err != nil || group == unix.Getpgrp()
+}
 
 // paint colours text for f, or leaves it as it is: colours are for terminals that can show them, and NO_COLOR (not
 // empty, https://no-color.org) turns them off.
@@ -157,12 +164,13 @@ const (
 	soonPrinted = 3 * time.Second
 )
 
-// waiting shows on stderr what is waited for and how long: a line that moves on a terminal, one plain line elsewhere.
-// The returned function ends it and waits for its goroutine.
+// waiting shows on stderr what is waited for and how long: a line that moves on a terminal, one plain line elsewhere, and from a job
+// in the background, whose keys and cursor are another's. The returned function ends it and waits for its goroutine.
 func (a *app) waiting(w wait) (stop func()) {
-	moving := isTerminal(a.stderr) && !dumb()
+	ours := !isTerminal(a.stderr) || foreground(a.stderr)
+	moving := isTerminal(a.stderr) && !dumb() && ours
 	ctrlC := ""
-	if w.ctrlC != "" {
+	if w.ctrlC != "" && ours {
 		ctrlC = "; Ctrl-C " + w.ctrlC
 	}
 	if w.until == nil {
@@ -201,17 +209,22 @@ func (a *app) waiting(w wait) (stop func()) {
 		frames := []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"}
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
+		draw := func(line string) {
+			if foreground(a.stderr) { // it may have become a job in the background
+				fmt.Fprint(a.stderr, "\r\x1b[K"+line)
+			}
+		}
 		for i := 0; ; i++ {
 			left := ""
 			if end := w.until(); time.Now().Before(end) {
 				left = fmt.Sprintf(", %s left", time.Until(end).Round(time.Second))
 			}
 			line := frames[i%len(frames)] + " waiting for " + w.what + left + ctrlC
-			fmt.Fprint(a.stderr, "\r\x1b[K"+cut(line, width(a.stderr)-1))
+			draw(cut(line, width(a.stderr)-1))
 			select {
 			case <-tick.C:
 			case <-quit:
-				fmt.Fprint(a.stderr, "\r\x1b[K")
+				draw("")
 				return
 			}
 		}
