@@ -260,9 +260,11 @@ func TestKilledInTheCall(t *testing.T) {
 			killed := startChild(t, task{Role: "refresh one after the other", Place: at, Buckets: []string{"a"}})
 			killed.until(t, "a before the call")
 			<-issued
+			usual := refresh.SetLookLimit(time.Millisecond)
 			if h := before.History(t.Context(), item("a"), old); h.Detail != "a refresh is running" {
 				t.Errorf("history: %+v", h)
 			}
+			refresh.SetLookLimit(usual)
 			killed.kill()
 
 			c := crash{i, at.start(t), item("a"), old, i.Calls(oauthtest.Token)}

@@ -20,8 +20,12 @@ type History struct {
 }
 
 // lookLimit tells a refresh that is running from one that was interrupted: the former has the lock. To take over the
-// original client's lock from a dead process takes up to half of it.
-const lookLimit = 500 * time.Millisecond
+// original client's lock from a dead process takes up to half of it. Resume, for which nobody waits, has more. Variables, because
+// a test's machine may stand still for longer.
+var (
+	lookLimit   = 500 * time.Millisecond
+	resumeLimit = 5 * time.Second
+)
 
 // History returns what is known of a login's refreshes; g is the login as it stands, nil if it cannot be read.
 func (c *Coordinator) History(ctx context.Context, it store.Item, g *grant.Grant) History {
@@ -39,7 +43,7 @@ func (c *Coordinator) History(ctx context.Context, it store.Item, g *grant.Grant
 		return h
 	}
 	// What is younger than an attempt can be may be running; then somebody has the lock.
-	if time.Since(r.Attempt) < attemptLimit+saveLimit && c.running(ctx, it) {
+	if time.Since(r.Attempt) < attemptLimit+saveLimit && c.running(ctx, it, lookLimit) {
 		h.Detail = "a refresh is running"
 		return h
 	}
@@ -79,9 +83,9 @@ func (c *Coordinator) concerns(ctx context.Context, it store.Item, r journal.Rec
 	return err != nil || p.RequestFingerprint(g, clientSecret) == r.Request
 }
 
-// running reports whether somebody has the login's lock.
-func (c *Coordinator) running(ctx context.Context, it store.Item) bool {
-	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+// running reports whether somebody has the login's lock, and keeps it for so long.
+func (c *Coordinator) running(ctx context.Context, it store.Item, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	unlock, err := c.o.Store.Lock(ctx, it)
 	if err != nil {

@@ -3,10 +3,12 @@ package refresh_test
 import (
 	"encoding/json"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/credproxy/credproxy/internal/systest"
+	"github.com/credproxy/credproxy/internal/vault/internal/refresh"
 )
 
 // task is what a child process is to do. It goes to it in JSON; there is no secret in it.
@@ -36,5 +38,6 @@ func given(role func(task) error) func(args []string) error {
 
 func TestMain(m *testing.M) {
 	roles.Play()
+	refresh.SetLookLimit(time.Minute) // which only the test pays that has a lock held
 	goleak.VerifyTestMain(m)
 }

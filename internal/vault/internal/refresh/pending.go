@@ -370,7 +370,7 @@ func (c *Coordinator) Resume(ctx context.Context) error {
 		switch r, _ := c.record(ctx, it); {
 		case r.Sealed != nil:
 			c.saved(ctx, it)
-		case r.Phase == journal.Called && !c.running(ctx, it):
+		case r.Phase == journal.Called && !c.running(ctx, it, resumeLimit):
 			c.o.Logger.Warn("a refresh was interrupted and may have used up the refresh token: the next one shows", "login", it.Account)
 		}
 	}
