@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -214,10 +215,10 @@ func TestDialAndClose(t *testing.T) {
 	}
 }
 
-// A connection that is evicted while its proof is on its way has not used up the secret.
-func TestEvictedProofCounts(t *testing.T) {
-	l := start(t, Options{}, patientTimes())
-	conn, err := greet(dialTCP(t, l), nil)
+// greeted makes the TLS session of an honest inside, and returns it with what has to be sent next: the version and the proof.
+func greeted(t *testing.T, l *Listener, raw net.Conn) (conn *tls.Conn, hello []byte) {
+	t.Helper()
+	conn, err := greet(raw, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,11 +227,18 @@ func TestEvictedProofCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return conn, append([]byte{version}, proof...)
+}
+
+// A connection that is evicted while its proof is on its way has not used up the secret.
+func TestEvictedProofCounts(t *testing.T) {
+	l := start(t, Options{}, patientTimes())
+	conn, hello := greeted(t, l, dialTCP(t, l))
 	l.mu.Lock()
 	c := l.waiting[0]
 	c.evicted = true // and its connection is closed in the next moment
 	l.mu.Unlock()
-	if _, err := conn.Write(append([]byte{version}, proof...)); err != nil {
+	if _, err := conn.Write(hello); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := conn.Read(make([]byte, 1)); err != nil {
@@ -270,19 +278,11 @@ func TestUnansweredProofIsTakenBack(t *testing.T) {
 	l.waiting = append(l.waiting, c)
 	l.running.Go(func() { l.examine(c) })
 	l.mu.Unlock()
-	conn, err := greet(near, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := l.Handover()
-	proof, err := prove(conn.ConnectionState(), h.Secret[:])
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn, hello := greeted(t, l, near)
 	d.mu.Lock()
 	d.broken = true
 	d.mu.Unlock()
-	if _, err := conn.Write(append([]byte{version}, proof...)); err != nil {
+	if _, err := conn.Write(hello); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := near.Read(make([]byte, 1)); err == nil {
